@@ -1,0 +1,173 @@
+"""One cell of an experiment's grid: a folder that is either finished or resumable.
+
+A cell is identified by its composed configuration. Its folder holds what the cell measured:
+
+    records.csv     one row a figure, see benchmarks/record.py
+    curves.json     series for the report's figures
+    cell.json       configuration, code, machine, time; written last, so that its presence means: finished
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from benchmarks.record import Cell, Record, write_records
+from traces.atomic import write_text_atomically
+
+# where a cell is kept, who is told and what is claimed do not change what it measures
+NOT_IDENTITY = ("logger", "outputs", "title", "question", "entry", "minutes", "smaller", "expect", "notes", "run")
+PACKAGES = ("moelab", "torch", "lightning", "numpy", "scipy", "statsforecast", "hydra-core", "wandb")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Measurement:
+    """What a cell measured.
+
+    Attributes:
+        records: rows without a cell fingerprint, which `run_cell` fills in.
+        curves: {"figure", "panel", "series", "x", "y", "setting", "seed"} each.
+        data_fingerprint: of the text or trace the cell read.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    curves: list[dict[str, Any]] = field(default_factory=list)
+    data_fingerprint: str = ""
+
+
+def fingerprint(config: DictConfig) -> str:
+    """Twelve hex digits of everything in a composed configuration that changes what is measured."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    identity = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def cell_folder(config: DictConfig, *labels: str) -> Path:
+    """outputs/SCALE/EXPERIMENT/LABELS-FINGERPRINT, readable and unique."""
+    name = "-".join([*labels, fingerprint(config)])
+    return Path(config.outputs) / config.scale / config.experiment / name
+
+
+def run_cell(
+    config: DictConfig, labels: list[str], measure: Callable[[DictConfig, Path, Any], Measurement]
+) -> Path:
+    """Measure a cell unless its folder says that this is done; returns the folder.
+
+    Args:
+        config: composed by Hydra.
+        labels: the cell's readable name, e.g. setting, seed and method.
+        measure: (config, folder, tracker) -> Measurement; resumes from the folder what it can.
+
+    Raises:
+        SystemExit: with one line that names the fault, for every fault of the user's.
+    """
+    try:
+        folder = cell_folder(config, *labels)
+        if (folder / "cell.json").exists():
+            print(f"already measured: {folder}")
+            return folder
+        tracker = instantiate(config.logger)
+        started = time.monotonic()
+        run_id = tracker.start(folder, config, labels)
+        measurement = measure(config, folder, tracker)
+        seconds = time.monotonic() - started
+        _write(config, folder, measurement, seconds, run_id)
+        tracker.finish(folder, measurement)
+    except (ValueError, FileNotFoundError, ImportError, HydraException, OmegaConfBaseException) as error:
+        # Hydra wraps what a constructor raises: the user needs the innermost sentence
+        raise SystemExit(f"error: {_cause(error)}") from error
+    return folder
+
+
+def _cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _write(
+    config: DictConfig, folder: Path, measurement: Measurement, seconds: float, run_id: str
+) -> None:
+    cell = Cell(
+        cell=fingerprint(config),
+        experiment=config.experiment,
+        config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+        commit=commit(),
+        versions=versions(),
+        machine=machine(),
+        data_fingerprint=measurement.data_fingerprint,
+        seconds=round(seconds, 1),
+        run_id=run_id,
+    )
+    write_records(folder / "records.csv", [replace(row, cell=cell.cell) for row in measurement.records])
+    write_text_atomically(folder / "curves.json", json.dumps({"curves": measurement.curves}))
+    write_text_atomically(folder / "cell.json", json.dumps(asdict(cell), indent=1) + "\n")
+
+
+def commit() -> str:
+    """The checkout's commit, with "+" where files differ from it; "unknown" outside a checkout."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that figures depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def machine() -> str:
+    """Processor and core count; the node's name is nobody's business."""
+    return f"{platform.machine()}, {os.cpu_count()} cores, {_processor()}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown processor"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
+
+
+def compose(root: str, overrides: list[str]) -> DictConfig:
+    """Compose a root configuration, inside a Hydra application or outside one."""
+    if GlobalHydra.instance().is_initialized():
+        return hydra.compose(root, overrides)
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return hydra.compose(root, overrides)
+
+
+def training_folder(config: DictConfig, seed: int) -> Path:
+    """The cell folder of the training run that an analysis cell's setting and scale name."""
+    training = compose(
+        "train", [f"setting={config.setting}", f"seed={seed}", f"scale={config.scale}", f"outputs={config.outputs}"]
+    )
+    return cell_folder(training, training.setting, f"seed{seed}")

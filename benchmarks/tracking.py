@@ -1,0 +1,118 @@
+"""Who is told of a cell: Weights & Biases (offline by default, no account) or plain CSV files."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from omegaconf import DictConfig, OmegaConf
+
+from traces.atomic import write_text_atomically
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+    from benchmarks.cell import Measurement
+
+
+class Tracker(Protocol):
+    """What a logger configuration builds."""
+
+    def start(self, folder: Path, config: DictConfig, labels: list[str]) -> str:
+        """Begin or continue the cell's run and return its id."""
+        ...
+
+    def lightning_logger(self, folder: Path) -> "Logger":
+        """The logger that a Trainer takes."""
+        ...
+
+    def finish(self, folder: Path, measurement: "Measurement") -> None:
+        """Add the cell's records and files, and close the run."""
+        ...
+
+
+class WandbTracker:
+    """One W&B run a cell: group = experiment, job type = entry point, tags = setting, method.
+
+    The run's id is kept in the cell's folder, so that a resumed cell continues the same run.
+
+    Args:
+        project: W&B project.
+        mode: "offline" keeps everything in the cell's folder until `wandb sync`; "online" needs an account.
+    """
+
+    def __init__(self, project: str, mode: str) -> None:
+        if mode not in ("offline", "online"):
+            raise ValueError(f"logger.mode must be offline or online, got {mode!r}")
+        self.project, self.mode = project, mode
+        self._run: Any = None
+
+    def start(self, folder: Path, config: DictConfig, labels: list[str]) -> str:
+        # the client prints a banner for every run, which a hundred cells do not need
+        os.environ.setdefault("WANDB_SILENT", "true")
+        import wandb
+
+        folder.mkdir(parents=True, exist_ok=True)
+        id_file = folder / "wandb_id"
+        known_id = id_file.read_text(encoding="utf-8") if id_file.exists() else None
+        self._run = wandb.init(
+            project=self.project,
+            mode=self.mode,  # type: ignore[arg-type]
+            dir=folder,
+            id=known_id,
+            resume="allow" if self.mode == "online" else None,
+            name="-".join(labels),
+            group=config.experiment,
+            job_type=config.entry,
+            tags=labels,
+            config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+        )
+        write_text_atomically(id_file, self._run.id)
+        return self._run.id
+
+    def lightning_logger(self, folder: Path) -> "Logger":
+        from lightning.pytorch.loggers import WandbLogger
+
+        return WandbLogger(experiment=self._run, save_dir=folder)
+
+    def finish(self, folder: Path, measurement: "Measurement") -> None:
+        import wandb
+
+        for record in measurement.records:
+            self._run.summary[metric_key(record)] = record.value
+        artifact = wandb.Artifact(f"cell-{folder.name}", type="cell")
+        for path in [*folder.glob("*.csv"), *folder.glob("*.json")]:
+            artifact.add_file(str(path))
+        if (folder / "trace").exists():
+            artifact.add_dir(str(folder / "trace"), name="trace")
+        self._run.log_artifact(artifact)
+        self._run.finish()
+
+
+class CsvTracker:
+    """No tracking service: Lightning's CSV logger while training, and the cell's own files."""
+
+    def start(self, folder: Path, config: DictConfig, labels: list[str]) -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        return ""
+
+    def lightning_logger(self, folder: Path) -> "Logger":
+        from lightning.pytorch.loggers import CSVLogger
+
+        return CSVLogger(folder, name="", version="metrics")
+
+    def finish(self, folder: Path, measurement: "Measurement") -> None:
+        """Nothing to close: records.csv is there already."""
+
+
+def metric_key(record: Any) -> str:
+    """Documented key of a figure in W&B: METRIC/METHOD, then what is not at its default (docs/metrics.md)."""
+    parts = [record.metric]
+    if record.method != "-":
+        parts.append(record.method)
+    if record.horizon:
+        parts.append(f"horizon_{record.horizon}")
+    if record.state != "all":
+        parts.append(record.state)
+    if record.layer != "all":
+        parts.append(f"layer_{record.layer}")
+    return "/".join(parts)

@@ -1,0 +1,139 @@
+"""Train a model on real text and record what its routers do.
+
+python -m benchmarks.train setting=nano16 seed=0 scale=cpu
+"""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from omegaconf import DictConfig
+
+from benchmarks.cell import Measurement, run_cell, versions
+from benchmarks.record import Record
+from models.callbacks.balance import BalanceMonitor
+from models.callbacks.probe import NoiseRecorder, ProbeRecorder
+from models.callbacks.recorder import LoadRecorder
+from models.data import TextDataModule
+from models.language_model import LanguageModel
+from traces.load import TraceSource
+
+
+def build_data(config: DictConfig) -> TextDataModule:
+    """The data module of a training configuration; a run is one Lightning epoch."""
+    trainer = config.trainer
+    return TextDataModule(
+        **config.data,
+        seed=config.seed,
+        num_batches=trainer.max_steps * trainer.accumulate_grad_batches,
+        cache=Path(config.outputs) / "cache",
+    )
+
+
+def build_module(config: DictConfig, data: TextDataModule) -> LanguageModel:
+    """The LightningModule of a training configuration; raises ValueError where text and model disagree."""
+    if config.model.vocab_size != data.vocab_size:
+        raise ValueError(
+            f"model.vocab_size = {config.model.vocab_size}, the tokenizer {data.tokenizer} has {data.vocab_size}"
+        )
+    transformer = instantiate(
+        config.model,
+        router=instantiate(config.router),
+        experts=instantiate(config.experts),
+        dispatcher=instantiate(config.dispatcher),
+    )
+    return LanguageModel(
+        transformer, total_steps=config.trainer.max_steps, domains=data.domains, **config.optimizer
+    )
+
+
+def build_source(config: DictConfig, data: TextDataModule, num_sequences: int) -> TraceSource:
+    """What a trace says of its origin, for steps of `num_sequences` sequences."""
+    return TraceSource(
+        model=config.setting,
+        router=config.router["_target_"].rsplit(".", 1)[-1],
+        seed=config.seed,
+        tokens_per_step=num_sequences * config.data.sequence_length,
+        top_k=config.router.top_k,
+        data_fingerprint=data.fingerprint,
+        version=versions()["moelab"],
+    )
+
+
+def build_callbacks(config: DictConfig, data: TextDataModule, folder: Path) -> list[Callback]:
+    """Recorders, monitors and checkpoints of a training run; recorders before checkpoints."""
+    recording, trainer = config.recording, config.trainer
+    step_sequences = config.data.sequences_per_batch * trainer.accumulate_grad_batches
+    source = build_source(config, data, step_sequences)
+    probe = data.probe_batch(recording.probe_sequences)[:, :-1]
+    noise = [batch["tokens"][:, :-1] for batch in data.fresh_batches(0, recording.noise_batches)]
+    noise_source = build_source(config, data, config.data.sequences_per_batch)
+    noise_steps = [round(share * trainer.max_steps) - 1 for share in recording.noise_at]
+    return [
+        LoadRecorder(folder / "trace", source, recording.chunk_steps, recording.routing_every),
+        ProbeRecorder(
+            folder / "probe", build_source(config, data, recording.probe_sequences), probe, recording.probe_every
+        ),
+        NoiseRecorder(folder, noise_source, noise, noise_steps),
+        BalanceMonitor(recording.balance_every),
+        LearningRateMonitor("step"),
+        ModelCheckpoint(
+            folder / "checkpoints",
+            filename="{step}",
+            every_n_train_steps=recording.checkpoint_every,
+            save_top_k=1,
+            monitor="step",
+            mode="max",
+            enable_version_counter=False,
+        ),
+    ]
+
+
+def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
+    """Train, resuming from the folder's last checkpoint; held-out losses become records, the trace stays beside."""
+    # one primitive is cached for every expert size, which grows without bound (and was slower)
+    torch.backends.mkldnn.enabled = False
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    data = build_data(config)
+    module = build_module(config, data)
+    trainer = L.Trainer(
+        **config.trainer,
+        logger=tracker.lightning_logger(folder),
+        callbacks=build_callbacks(config, data, folder),
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.recording.balance_every,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
+    return Measurement(held_out_records(config, trainer), data_fingerprint=data.fingerprint)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the most steps, or None; a kill between saving one and removing the last leaves two."""
+    found = folder.glob("checkpoints/step=*.ckpt")
+    return max(found, key=lambda path: int(path.stem.split("=")[1]), default=None)
+
+
+def held_out_records(config: DictConfig, trainer: L.Trainer) -> list[Record]:
+    """Cross-entropy in nats a token on held-out text, by domain and over all, as rows."""
+    ground = trainer.strategy.root_device.type
+    return [
+        Record(config.experiment, config.scale, ground, config.setting, config.seed, "-", key, float(value), "")
+        for key, value in sorted(trainer.callback_metrics.items())
+        if key.startswith("held_out/")
+    ]
+
+
+@hydra.main(config_path="../conf", config_name="train", version_base="1.3")
+def main(config: DictConfig) -> None:
+    run_cell(config, [config.setting, f"seed{config.seed}"], measure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Transformer, MoE layer, experts, dispatch, Lightning modules and callbacks."""

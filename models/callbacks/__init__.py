@@ -1,0 +1,1 @@
+"""Lightning callbacks: what is observed while a model trains."""

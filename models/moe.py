@@ -1,0 +1,70 @@
+"""The MoE layer: Router, Dispatcher, Experts and combine, as siblings that know nothing of one another."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from models.dispatch import LocalDispatcher
+from models.experts import Experts
+from routers.base import Router, Routing
+from routers.capacity import capacity, drop_over_capacity
+from routers.losses import count_tokens
+
+RouterFactory = Callable[[int, int, int], Router]
+ExpertsFactory = Callable[..., Experts]
+
+
+class MoEOutput(NamedTuple):
+    """What a layer tells about one batch.
+
+    Attributes:
+        routing: the router's choice, before any token was dropped.
+        load: (E,) tokens routed to each expert, before dropping.
+        losses: auxiliary losses by name, weights applied.
+    """
+
+    routing: Routing
+    load: Int[Tensor, "E"]
+    losses: dict[str, Tensor]
+
+
+class MoELayer(nn.Module):
+    """Route, dispatch, compute, combine.
+
+    Args:
+        router: made by a factory with (dim, num_experts, layer).
+        experts: local compute.
+        dispatcher: moves rows to experts and back.
+        capacity_factor: None = dropless; else choices beyond the expert capacity are dropped.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        experts: Experts,
+        dispatcher: LocalDispatcher,
+        capacity_factor: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.router, self.experts, self.dispatcher = router, experts, dispatcher
+        self.capacity_factor = capacity_factor
+
+    def forward(
+        self, x_TD: Float[Tensor, "T D"], token_ids: Int[Tensor, "T"]
+    ) -> tuple[Float[Tensor, "T D"], MoEOutput]:
+        """Hidden states (T, D) and token ids (T,) to the layer's output (T, D) and what it tells of the batch."""
+        logits_TE = self.router.gate(x_TD)
+        routing = self.router.route(logits_TE, token_ids)
+        rows, tokens_per_expert, plan = self.dispatcher.dispatch(x_TD, self._limited(routing))
+        out_TD = self.dispatcher.combine(self.experts(rows, tokens_per_expert), plan)
+        load = count_tokens(routing.expert_indices, self.router.num_experts)
+        return out_TD, MoEOutput(routing, load, self.router.losses(logits_TE, routing))
+
+    def _limited(self, routing: Routing) -> Routing:
+        if self.capacity_factor is None:
+            return routing
+        num_tokens, num_experts = routing.scores.shape
+        limit = capacity(num_tokens, self.router.top_k, num_experts, self.capacity_factor)
+        return drop_over_capacity(routing, limit)

@@ -1,0 +1,1 @@
+"""Where experts live, and what that costs."""

@@ -1,0 +1,1 @@
+"""What the expert loads will be."""

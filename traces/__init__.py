@@ -1,0 +1,1 @@
+"""What was observed: recorded loads and routings, and how they are stored."""

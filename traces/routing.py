@@ -1,0 +1,96 @@
+"""The routing trace: which experts each token of a sampled step was sent to."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int, Integer
+
+from traces.load import TraceSource
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertSets:
+    """The distinct top-K sets of one layer and how often each occurred (exact for any K).
+
+    Attributes:
+        experts: (M, K) sorted expert numbers; -1 where a token had fewer than K experts.
+        count: (M,) tokens that chose the set.
+    """
+
+    experts: Integer[np.ndarray, "M K"]
+    count: Int[np.ndarray, " M"]
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingTrace:
+    """Routings of sampled steps.
+
+    Attributes:
+        step: (S,) the sampled training steps, strictly increasing.
+        expert_indices: (S, L, T, K) expert of each choice, -1 for none.
+        source_device: (T,) device on which a token starts, 0 when a run had one device.
+        num_experts: E.
+        source: what produced the trace.
+
+    Raises:
+        ValueError: shapes disagree, steps do not increase, or an index lies outside -1..E-1.
+    """
+
+    step: Int[np.ndarray, " S"]
+    expert_indices: Integer[np.ndarray, "S L T K"]
+    source_device: Integer[np.ndarray, " T"]
+    num_experts: int
+    source: TraceSource
+
+    def __post_init__(self) -> None:
+        if self.expert_indices.ndim != 4 or self.step.shape != self.expert_indices.shape[:1]:
+            raise ValueError(
+                "a routing trace needs step (S,) and expert_indices (S, L, T, K); "
+                f"got {self.step.shape} and {self.expert_indices.shape}"
+            )
+        if self.source_device.shape != self.expert_indices.shape[2:3]:
+            raise ValueError(
+                f"source_device has {self.source_device.shape}, tokens are {self.expert_indices.shape[2]}"
+            )
+        if np.any(np.diff(self.step) <= 0):
+            raise ValueError(f"sampled steps must increase strictly, got {self.step.tolist()}")
+        if not np.issubdtype(self.expert_indices.dtype, np.integer):
+            raise ValueError(f"expert indices must be integers, got {self.expert_indices.dtype}")
+        if self.expert_indices.size and (
+            self.expert_indices.min() < -1 or self.expert_indices.max() >= self.num_experts
+        ):
+            raise ValueError(
+                f"expert indices must lie in -1..{self.num_experts - 1}, "
+                f"got {self.expert_indices.min()}..{self.expert_indices.max()}"
+            )
+
+    def collaboration(self) -> Int[np.ndarray, "L E E"]:
+        """Tokens that chose experts i and j together, over all sampled steps: symmetric, diagonal zero.
+
+        The count of Zhang et al. (2025, arXiv 2504.01337, authors' code): unordered pairs within a token's
+        top-K set, not conditioned on which expert was first.
+        """
+        pairs_LEE = np.zeros((self.expert_indices.shape[1], self.num_experts, self.num_experts), np.int64)
+        # step by step: float32 counts exactly to 2^24 tokens, and a trace may hold more
+        for chosen_LTK in self.expert_indices:
+            for pairs_EE, chosen_TK in zip(pairs_LEE, chosen_LTK, strict=True):
+                # column E collects the absent choices (-1) and is cut off again
+                one_hot_TE = np.zeros((chosen_TK.shape[0], self.num_experts + 1), np.float32)
+                np.put_along_axis(
+                    one_hot_TE, chosen_TK.astype(np.int64) % (self.num_experts + 1), 1.0, axis=1
+                )
+                pairs_EE += (one_hot_TE.T @ one_hot_TE)[:-1, :-1].astype(np.int64)
+        for pairs_EE in pairs_LEE:
+            np.fill_diagonal(pairs_EE, 0)
+        return pairs_LEE
+
+    def sets(self) -> list[ExpertSets]:
+        """The distinct sorted top-K sets of each layer with their token counts, over all sampled steps."""
+        per_layer = np.sort(self.expert_indices, axis=-1).transpose(1, 0, 2, 3)
+        found = []
+        for chosen_STK in per_layer:
+            experts, count = np.unique(
+                chosen_STK.reshape(-1, chosen_STK.shape[-1]), axis=0, return_counts=True
+            )
+            found.append(ExpertSets(experts, count))
+        return found
