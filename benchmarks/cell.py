@@ -163,11 +163,3 @@ def compose(root: str, overrides: list[str]) -> DictConfig:
         return hydra.compose(root, overrides)
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return hydra.compose(root, overrides)
-
-
-def training_folder(config: DictConfig, seed: int) -> Path:
-    """The cell folder of the training run that an analysis cell's setting and scale name."""
-    training = compose(
-        "train", [f"setting={config.setting}", f"seed={seed}", f"scale={config.scale}", f"outputs={config.outputs}"]
-    )
-    return cell_folder(training, training.setting, f"seed{seed}")

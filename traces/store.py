@@ -4,9 +4,9 @@
     trace/loads-00000000-00000499.npz       step (s,), tokens (s, L, E)
     trace/routing-00000100.npz              expert_indices (L, T, K), source_device (T,)
 
-Chunk files were chosen over zarr and over one growing file: numpy alone reads them, a killed run loses at most
-the chunk in memory, and a recording run never touches a finished chunk, so what is on disk is readable at every
-moment. No pickle: a trace from a stranger cannot execute code. Three lines read one:
+Chunk files were chosen over zarr and over one growing file: numpy alone reads them, a killed run loses at
+most the chunk in memory, and a recording run never touches a finished chunk: what is on disk can be read
+at any moment. No pickle: a trace from a stranger cannot execute code. Three lines read one:
 
     files = sorted(Path("trace").glob("loads-*.npz"))
     tokens = np.concatenate([np.load(file)["tokens"] for file in files])    # (S, L, E)
@@ -87,8 +87,10 @@ class TraceWriter:
         path = self.folder / f"routing-{step:08d}.npz"
         chunk = {"expert_indices": expert_indices, "source_device": source_device}
         _routing_trace(path, [step], [chunk], self._shape, self._source)
-        stored = {name: values.astype(np.int16) for name, values in chunk.items()}
-        write_atomically(path, lambda file: np.savez_compressed(file, **stored))
+        indices, device = expert_indices.astype(np.int16), source_device.astype(np.int16)
+        write_atomically(
+            path, lambda file: np.savez_compressed(file, expert_indices=indices, source_device=device)
+        )
 
     def rewind(self, step: int) -> None:
         """Forget everything recorded at `step` or later: a resumed run records these steps again."""
@@ -100,9 +102,9 @@ class TraceWriter:
             if last < step:
                 continue
             if first < step:
-                chunk = _load_chunk(file)
-                known = chunk["step"] < step
-                _write_loads(self.folder, chunk["step"][known], chunk["tokens"][known])
+                recorded, tokens = _read_chunk(file, self._shape)
+                known = recorded < step
+                _write_loads(self.folder, recorded[known], tokens[known])
             file.unlink()
 
 
@@ -117,16 +119,9 @@ def read_loads(folder: Path) -> LoadTrace:
     files = sorted(Path(folder).glob("loads-*.npz"), key=_span)
     if not files:
         raise ValueError(f"{folder}: the trace holds no recorded step yet (no loads-*.npz)")
-    chunks = [_load_chunk(file) for file in files]
-    for file, chunk in zip(files, chunks, strict=True):
-        if chunk["step"].ndim != 1 or chunk["tokens"].shape != (len(chunk["step"]), *shape):
-            raise ValueError(
-                f"{file}: steps {chunk['step'].shape} and counts {chunk['tokens'].shape}, "
-                f"the manifest says {shape} (L, E)"
-            )
-    step = np.concatenate([chunk["step"] for chunk in chunks])
-    tokens = np.concatenate([chunk["tokens"] for chunk in chunks])
-    return _load_trace(folder, step, tokens, TraceSource(**manifest["source"]))
+    steps, tokens = zip(*(_read_chunk(file, shape) for file in files), strict=True)
+    source = TraceSource(**manifest["source"])
+    return _load_trace(folder, np.concatenate(steps), np.concatenate(tokens), source)
 
 
 def read_routings(folder: Path) -> RoutingTrace:
@@ -235,7 +230,19 @@ def _write_loads(folder: Path, step: np.ndarray, tokens: np.ndarray) -> None:
     write_atomically(path, lambda file: np.savez_compressed(file, step=step, tokens=tokens))
 
 
-def _load_chunk(file: Path, keys: tuple[str, ...] = ("step", "tokens")) -> dict[str, np.ndarray]:
+def _read_chunk(file: Path, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    chunk = _load_chunk(file, ("step", "tokens"))
+    step, tokens = chunk["step"], chunk["tokens"]
+    if step.ndim != 1 or tokens.shape != (len(step), *shape):
+        raise ValueError(
+            f"{file}: steps {step.shape} and counts {tokens.shape}, the manifest says {shape} (L, E)"
+        )
+    if len(step) == 0 or (step[0], step[-1]) != _span(file):
+        raise ValueError(f"{file}: the steps inside are not those of its name")
+    return step, tokens
+
+
+def _load_chunk(file: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as archive:
             chunk = {key: archive[key] for key in keys}

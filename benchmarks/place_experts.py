@@ -1,0 +1,88 @@
+"""How even is the load of devices when experts are placed by a forecast, scored on the load that comes?
+
+python -m benchmarks.place_experts trace.setting=nano16 trace.seed=0 trace.scale=cpu predictor=sw_avg_100 placement=lpt
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from benchmarks.cell import Measurement, run_cell
+from benchmarks.predict_loads import build_predictor, mean_where, method_name
+from benchmarks.recorded import read_run, with_run
+from benchmarks.rows import Rows
+from placement.balance import device_load, lower_bound, max_over_mean
+from placement.contiguous import contiguous
+from placement.topology import Placement, Topology
+from predictors.backtest import forecast_at, rolling_origins
+from predictors.states import detect_states
+from traces.load import LoadTrace
+
+Planner = Callable[[np.ndarray], Placement]
+
+
+def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
+    """Plan at every origin, then score the plan on the iterations after it."""
+    trace = read_run(config)
+    topology: Topology = instantiate(config.topology)
+    fixed = partial(_plan, contiguous, topology=topology)
+    planner = partial(_plan, instantiate(config.placement), topology=topology)
+    predictor = build_predictor(config)
+    rows = Rows(config, ground="trace")
+    horizons = list(config.backtest.horizons)
+    cutoffs = rolling_origins(trace, config.backtest.first, config.backtest.stride, max(horizons))
+    stable_OL = detect_states(trace.proportion, **config.detector).stable[cutoffs - 1]
+    for horizon in horizons:
+        scores: dict[str, list[np.ndarray]] = {}
+        for cutoff in cutoffs:
+            expected_LE = forecast_at(predictor, trace, int(cutoff), horizon).proportion.mean(0)
+            future_HLE = trace.proportion[cutoff : cutoff + horizon]
+            plans = {
+                "contiguous": fixed(expected_LE),
+                planned_by(): planner(expected_LE),
+                # knows the mean load that comes: what a perfect forecast would have let the planner do
+                "oracle": planner(future_HLE.mean(0)),
+            }
+            for name, plan in plans.items():
+                scores.setdefault(name, []).append(max_over_mean(device_load(future_HLE, plan)).mean(0))
+            bound = lower_bound(future_HLE, topology.num_devices).mean(0)
+            scores.setdefault("lower_bound", []).append(bound)
+        for state, chosen_OL in (("transient", ~stable_OL), ("stable", stable_OL)):
+            add_scores(rows, {k: np.stack(v) for k, v in scores.items()}, horizon, state, chosen_OL)
+    return Measurement(rows.records, data_fingerprint=trace.source.fingerprint())
+
+
+def add_scores(
+    rows: Rows, scores: dict[str, np.ndarray], horizon: int, state: str, chosen_OL: np.ndarray
+) -> None:
+    """Rows of device load (O, L) by method, and the share of the oracle's saving that the forecast kept."""
+    means = {name: mean_where(values_OL, chosen_OL, axis=0) for name, values_OL in scores.items()}
+    for name, values_L in means.items():
+        rows.by_layer("device_max_over_mean", values_L, method=name, horizon=horizon, state=state)
+    fixed, oracle, planned = (np.nanmean(means[n]) if chosen_OL.any() else np.nan for n in ("contiguous", "oracle", planned_by()))
+    rows.add("saving_kept", float((fixed - planned) / (fixed - oracle)), method=planned_by(), horizon=horizon, state=state)
+
+
+def planned_by() -> str:
+    """The method's name in the records: planner and predictor."""
+    return f"{HydraConfig.get().runtime.choices['placement']}/{method_name()}"
+
+
+def _plan(planner: Callable[..., Placement], load_LE: np.ndarray, topology: Topology) -> Placement:
+    return planner(load_LE, topology, slots_per_device=-(-load_LE.shape[-1] // topology.num_devices))
+
+
+@hydra.main(config_path="../conf", config_name="place_experts", version_base="1.3")
+def main(config: DictConfig) -> None:
+    run_cell(with_run(config), [config.setting, f"seed{config.seed}", planned_by().replace("/", "_")], measure)
+
+
+if __name__ == "__main__":
+    main()

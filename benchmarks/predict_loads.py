@@ -1,0 +1,120 @@
+"""How well does a predictor foretell expert loads, beside what sampling alone makes of a perfect forecast?
+
+python -m benchmarks.predict_loads trace.setting=nano16 trace.seed=0 trace.scale=cpu predictor=sw_avg_100
+"""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from benchmarks.cell import Measurement, run_cell
+from benchmarks.curves import Curves
+from benchmarks.recorded import read_noise, read_run, with_run
+from benchmarks.rows import Rows
+from predictors.backtest import Backtest, backtest, forecast_at, rolling_origins
+from predictors.base import Predictor
+from predictors.floor import empirical_floor
+from predictors.metrics import METRICS
+from predictors.states import detect_states
+from traces.load import LoadTrace
+
+
+def build_predictor(config: DictConfig) -> Predictor:
+    """The configured predictor; one that learns is fitted on the sister run, never on the run it is tested on."""
+    predictor = instantiate(config.predictor)
+    if hasattr(predictor, "fit"):
+        if config.trace.path is not None or config.num_seeds < 2:
+            raise ValueError(
+                f"{type(predictor).__name__} is trained on another run: it needs trace.setting and num_seeds >= 2, got "
+                f"trace.path={config.trace.path}, num_seeds={config.num_seeds}"
+            )
+        predictor.fit([read_run(config, (config.seed + 1) % config.num_seeds)])
+    return predictor
+
+
+def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
+    """Backtest one predictor on one run."""
+    trace = read_run(config)
+    predictor = build_predictor(config)
+    horizons = list(config.backtest.horizons)
+    cutoffs = rolling_origins(trace, config.backtest.first, config.backtest.stride, max(horizons))
+    result = backtest(predictor, trace, cutoffs, horizons)
+    noise = noise_floors(config, predictor, trace, cutoffs, horizons)
+    stable_OL = detect_states(trace.proportion, **config.detector).stable[cutoffs - 1]
+    rows, curves = Rows(config, method_name()), Curves(config)
+    for state, chosen_OL in (("transient", ~stable_OL), ("stable", stable_OL)):
+        add_errors(rows, result, noise, state, chosen_OL)
+    rows.add("forecast_seconds", float(np.nanmedian(result.seconds)))
+    add_curve(curves, result, method_name())
+    return Measurement(rows.records, curves.series, trace.source.fingerprint())
+
+
+def add_errors(
+    rows: Rows, result: Backtest, noise: dict[str, np.ndarray], state: str, chosen_OL: np.ndarray
+) -> None:
+    """Rows of every metric, horizon and layer, over the origins at which the layer was in `state`."""
+    for metric, errors_ONL in result.errors.items():
+        unknown = np.full_like(errors_ONL, np.nan)
+        values_3ONL = np.stack([errors_ONL, result.floor.get(metric, unknown), noise.get(metric, unknown)])
+        counted_ONL = chosen_OL[:, None] & np.isfinite(errors_ONL)
+        means_3NL = mean_where(values_3ONL, counted_ONL, axis=1)
+        for n, horizon in enumerate(result.horizons):
+            count_L = counted_ONL[:, n].sum(0)
+            columns = {"horizon": int(horizon), "state": state}
+            for layer, count in enumerate(count_L):
+                add_error(rows, metric, means_3NL[:, n, layer], count, layer=str(layer), **columns)
+            of_layers = mean_where(means_3NL[:, n], count_L > 0, axis=1)
+            add_error(rows, metric, of_layers, count_L.sum(), **columns)
+
+
+def add_error(rows: Rows, metric: str, value_and_floors: np.ndarray, count: int, **columns: Any) -> None:
+    """One row of an error with its two floors."""
+    value, floor, floor_empirical = map(float, value_and_floors)
+    rows.add(metric, value, floor=floor, floor_empirical=floor_empirical, count=int(count), **columns)
+
+
+def mean_where(values: np.ndarray, counted: np.ndarray, axis: int) -> np.ndarray:
+    """Mean along an axis over the entries that count; NaN where none does."""
+    number = np.broadcast_to(counted, values.shape).sum(axis)
+    total = np.where(counted, values, 0.0).sum(axis)
+    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
+
+
+def noise_floors(
+    config: DictConfig, predictor: Predictor, trace: LoadTrace, cutoffs: np.ndarray, horizons: list[int]
+) -> dict[str, np.ndarray]:
+    """Empirical floor (O, N, L) of each metric: measured at the step nearest to the origin, on the same series."""
+    recorded = read_noise(config)
+    if not recorded:
+        return {}
+    series = np.isfinite(forecast_at(predictor, trace, int(cutoffs[0]), 1).proportion[0])
+    measured = {step: empirical_floor(noise.tokens, horizons, series) for step, noise in recorded.items()}
+    nearest = [min(measured, key=lambda step: abs(step - cutoff)) for cutoff in cutoffs]
+    return {metric: np.stack([measured[step][metric] for step in nearest]) for metric in METRICS}
+
+
+def add_curve(curves: Curves, result: Backtest, method: str) -> None:
+    """Error at the second horizon by origin: how a forecast improves while loads settle."""
+    shown = min(1, len(result.horizons) - 1)
+    error_O = np.nanmean(result.errors["relative_error_of_mean"][:, shown], axis=-1)
+    panel = f"relative error of the horizon's mean, {result.horizons[shown]} iterations ahead"
+    curves.add("error_over_training", panel, method, result.cutoffs, error_O)
+
+
+def method_name() -> str:
+    """The predictor's file name in conf/predictor."""
+    return str(HydraConfig.get().runtime.choices["predictor"])
+
+
+@hydra.main(config_path="../conf", config_name="predict_loads", version_base="1.3")
+def main(config: DictConfig) -> None:
+    run_cell(with_run(config), [config.setting, f"seed{config.seed}", method_name()], measure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Reading a results folder: what was measured, and what its experiments' YAML files claimed beforehand."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from benchmarks.expectation import parse_expectation
+from benchmarks.figures import Curve, read_curves
+from benchmarks.record import Cell, Record, read_cells, read_records
+from benchmarks.verdict import Finding, judge
+
+
+@dataclass(frozen=True)
+class FailedCell:
+    """A cell that could not run, the command that tried, and why."""
+
+    cell: str
+    command: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment: its question, what was measured and what that says about each claim."""
+
+    name: str
+    title: str
+    question: str
+    run: str
+    notes: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    records: list[Record]
+    cells: list[Cell]
+    curves: list[Curve]
+    failed: list[FailedCell]
+
+
+def read_results(root: Path, conf: Path) -> list[Experiment]:
+    """All experiments under `root`, by name; hidden folders are not experiments.
+
+    Args:
+        root: holds a folder an experiment.
+        conf: holds `experiment/NAME.yaml`.
+
+    Raises:
+        ValueError: there is no such folder, or a file in it cannot be read; the message names it.
+    """
+    return [read_experiment(folder, conf) for folder in experiment_folders(root)]
+
+
+def experiment_folders(root: Path) -> list[Path]:
+    """The folders under `root` that hold records or say why there are none, by name."""
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such results folder")
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [path for path in folders if (path / "records.csv").exists() or (path / "failed.jsonl").exists()]
+
+
+def read_experiment(folder: Path, conf: Path) -> Experiment:
+    """One experiment's folder; a file that is absent counts as empty."""
+    about = _read_about(conf / "experiment" / f"{folder.name}.yaml")
+    records = _read(folder / "records.csv", read_records)
+    try:
+        findings = tuple(judge(parse_expectation(item), records) for item in about.get("expect") or [])
+    except ValueError as error:
+        raise ValueError(f"experiment {folder.name}: {error}") from None
+    return Experiment(
+        name=folder.name,
+        title=str(about.get("title") or folder.name),
+        question=str(about.get("question") or ""),
+        run=str(about.get("run") or ""),
+        notes=tuple(str(note) for note in about.get("notes") or []),
+        findings=findings,
+        records=records,
+        cells=_read(folder / "cells.jsonl", read_cells),
+        curves=read_curves(folder / "curves"),
+        failed=_read(folder / "failed.jsonl", _read_failed),
+    )
+
+
+def _read(path: Path, read: Any) -> Any:
+    return read(path) if path.exists() else []
+
+
+def _read_failed(path: Path) -> list[FailedCell]:
+    try:
+        return [
+            FailedCell(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line
+        ]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a list of failed cells ({error})") from None
+
+
+def _read_about(path: Path) -> Mapping[str, Any]:
+    """The keys of an experiment's YAML that are the report's; the rest may refer to what only Hydra knows."""
+    if not path.exists():
+        return {}
+    try:
+        config = OmegaConf.load(path)
+        keys = [key for key in ("title", "question", "run", "notes", "expect") if key in config]
+        about = OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True)
+    except (OmegaConfBaseException, OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    assert isinstance(about, dict)
+    return about

@@ -1,0 +1,82 @@
+"""Colours that follow a page's light or dark mode, and matplotlib's SVG made fit to stand inside a page.
+
+Matplotlib draws with fixed colours; `embed` hands them over to CSS variables, which `palette_css` defines.
+"""
+
+import hashlib
+import html
+import re
+
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+
+# Okabe and Ito's hues, told apart by colour-blind readers; darkened or lightened for either ground
+METHOD_COLOURS = {
+    "light": ("#0072b2", "#c2570c", "#00815f", "#b5508c", "#b07d00", "#2f97cf", "#5b5f97", "#7a6a5b"),
+    "dark": ("#4aa8e0", "#f0843f", "#2cc79c", "#e59ac6", "#e8b93c", "#9ad7fb", "#a9acdf", "#c9b8a6"),
+}
+# ordered series (layers, ranks): the stretch of viridis that keeps its contrast on either ground
+NUM_ORDERED = 12
+ORDERED_RANGE = {"light": (0.0, 0.78), "dark": (0.36, 1.0)}
+# stand-ins for the page's own text colours
+INK, FAINT = "#010203", "#040506"
+
+
+def method_colour(index: int) -> str:
+    """CSS variable of an unordered series."""
+    return f"--method-{index % len(METHOD_COLOURS['light'])}"
+
+
+def method_dash(index: int) -> str:
+    """Solid until the colours run out."""
+    return "-" if index < len(METHOD_COLOURS["light"]) else "-."
+
+
+def ordered_colour(rank: int, count: int) -> str:
+    """CSS variable of the series at `rank` of `count` in an order, e.g. a layer's."""
+    return f"--ordered-{round(rank * (NUM_ORDERED - 1) / max(count - 1, 1))}"
+
+
+def palette(mode: str) -> dict[str, str]:
+    """CSS variable -> colour for "light" or "dark" mode."""
+    low, high = ORDERED_RANGE[mode]
+    places = [low + (high - low) * i / (NUM_ORDERED - 1) for i in range(NUM_ORDERED)]
+    ordered = {f"--ordered-{i}": to_hex(colormaps["viridis"](place)) for i, place in enumerate(places)}
+    return {f"--method-{i}": colour for i, colour in enumerate(METHOD_COLOURS[mode])} | ordered
+
+
+def palette_css(mode: str) -> str:
+    """The palette as CSS declarations."""
+    return " ".join(f"{name}: {colour};" for name, colour in palette(mode).items())
+
+
+def drawn_colour(name: str) -> str:
+    """The colour to draw with for a CSS variable, or for "ink" and "faint"."""
+    return {"ink": INK, "faint": FAINT, **palette("light")}[name]
+
+
+def embed(svg: str, description: str) -> str:
+    """Cut what only a stand-alone file needs, make ids unique on a page, leave colours and fonts to CSS."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
+    body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
+    # a hundredth of a point is finer than any screen
+    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]).replace("\n", ""), body)
+    body = _localise_ids(body, prefix=hashlib.sha256(svg.encode()).hexdigest()[:8])
+    body = body.replace(INK, "currentColor").replace(FAINT, "var(--faint)")
+    for name, colour in palette("light").items():
+        body = body.replace(colour, f"var({name})")
+    view_box = re.search(r'viewBox="[^"]*"', body)
+    assert view_box, "matplotlib writes a viewBox"
+    alt = html.escape(description)
+    opening = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'{view_box[0]} role="img" aria-label="{alt}"><title>{alt}</title>'
+    )
+    return re.sub(r"\n\s*", "\n", opening + body[body.index(">") + 1 :]).strip()
+
+
+def _localise_ids(svg: str, prefix: str) -> str:
+    used = set(re.findall(r'(?:url\(|href=")#([\w.-]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="i{prefix}-{m[1]}"' if m[1] in used else "", svg)
+    return re.sub(r'(url\(|href=")#', rf"\g<1>#i{prefix}-", svg)
