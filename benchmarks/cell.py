@@ -30,7 +30,18 @@ from benchmarks.record import Cell, Record, write_records
 from traces.atomic import write_text_atomically
 
 # where a cell is kept, who is told and what is claimed do not change what it measures
-NOT_IDENTITY = ("logger", "outputs", "title", "question", "entry", "minutes", "smaller", "expect", "notes", "run")
+NOT_IDENTITY = (
+    "logger",
+    "outputs",
+    "title",
+    "question",
+    "entry",
+    "minutes",
+    "smaller",
+    "expect",
+    "notes",
+    "run",
+)
 PACKAGES = ("moelab", "torch", "lightning", "numpy", "scipy", "statsforecast", "hydra-core", "wandb")
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,12 +61,16 @@ class Measurement:
     data_fingerprint: str = ""
 
 
-def fingerprint(config: DictConfig) -> str:
-    """Twelve hex digits of everything in a composed configuration that changes what is measured."""
+def identity(config: DictConfig) -> dict[str, Any]:
+    """Everything in a composed configuration that changes what is measured, as plain data."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    identity = {key: value for key, value in plain.items() if key not in NOT_IDENTITY}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return {str(key): value for key, value in plain.items() if key not in NOT_IDENTITY}
+
+
+def fingerprint(config: DictConfig) -> str:
+    """Twelve hex digits that change with a configuration's identity."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def cell_folder(config: DictConfig, *labels: str) -> Path:
@@ -64,9 +79,7 @@ def cell_folder(config: DictConfig, *labels: str) -> Path:
     return Path(config.outputs) / config.scale / config.experiment / name
 
 
-def run_cell(
-    config: DictConfig, labels: list[str], measure: Callable[[DictConfig, Path, Any], Measurement]
-) -> Path:
+def run_cell(config: DictConfig, labels: list[str], measure: Callable[[DictConfig, Path, Any], Measurement]) -> Path:
     """Measure a cell unless its folder says that this is done; returns the folder.
 
     Args:
@@ -75,7 +88,8 @@ def run_cell(
         measure: (config, folder, tracker) -> Measurement; resumes from the folder what it can.
 
     Raises:
-        SystemExit: with one line that names the fault, for every fault of the user's.
+        SystemExit: with one line that names the fault, for every fault of the user's; set HYDRA_FULL_ERROR=1 for
+            the traceback.
     """
     try:
         folder = cell_folder(config, *labels)
@@ -84,12 +98,14 @@ def run_cell(
             return folder
         tracker = instantiate(config.logger)
         started = time.monotonic()
-        run_id = tracker.start(folder, config, labels)
+        run_id = tracker.start(folder, labels, config.experiment, config.entry, identity(config))
         measurement = measure(config, folder, tracker)
         seconds = time.monotonic() - started
         _write(config, folder, measurement, seconds, run_id)
         tracker.finish(folder, measurement)
     except (ValueError, FileNotFoundError, ImportError, HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            raise
         # Hydra wraps what a constructor raises: the user needs the innermost sentence
         raise SystemExit(f"error: {_cause(error)}") from error
     return folder
@@ -101,13 +117,11 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _write(
-    config: DictConfig, folder: Path, measurement: Measurement, seconds: float, run_id: str
-) -> None:
+def _write(config: DictConfig, folder: Path, measurement: Measurement, seconds: float, run_id: str) -> None:
     cell = Cell(
         cell=fingerprint(config),
         experiment=config.experiment,
-        config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+        config=identity(config),
         commit=commit(),
         versions=versions(),
         machine=machine(),
@@ -122,10 +136,9 @@ def _write(
 
 def commit() -> str:
     """The checkout's commit, with "+" where files differ from it; "unknown" outside a checkout."""
+
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
@@ -154,7 +167,10 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or "unknown processor"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        "unknown processor",
+    )
 
 
 def compose(root: str, overrides: list[str]) -> DictConfig:

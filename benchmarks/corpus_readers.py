@@ -86,9 +86,7 @@ def read_spanish(folder: Path) -> Documents:
     """The Reina-Valera Bible of 1909 out of a SWORD module: one document a chapter."""
     for testament in ("ot", "nt"):
         (index,) = folder.glob(f"usr/share/sword/modules/texts/ztext/*/{testament}.bzs")
-        for number, book in enumerate(
-            read_sword_blocks(index.read_bytes(), index.with_suffix(".bzz").read_bytes())
-        ):
+        for number, book in enumerate(read_sword_blocks(index.read_bytes(), index.with_suffix(".bzz").read_bytes())):
             for chapter, markup in enumerate(re.split(r"(?=<chapter n=)", book)):
                 yield f"{testament}/{number}/{chapter}", strip_markup(markup)
 
@@ -105,18 +103,14 @@ def gloss(line: str, part_of_speech: str) -> str:
     columns = fields.split()
     count = int(columns[3], 16)
     # an adjective's position marker is part of the word there, as in `galore(ip)`
-    words = [
-        re.sub(r"\((?:a|p|ip)\)$", "", word).replace("_", " ") for word in columns[4 : 4 + 2 * count : 2]
-    ]
+    words = [re.sub(r"\((?:a|p|ip)\)$", "", word).replace("_", " ") for word in columns[4 : 4 + 2 * count : 2]]
     return f"{', '.join(words)} ({part_of_speech}): {text.strip()}"
 
 
 def profile(country: dict) -> str:
     """A country's JSON as text: its name, then a paragraph a section with `Entry: value; key value` lines."""
     names = country.get("Government", {}).get("Country name", {})
-    title = names.get("conventional short form", {}).get("text") or names.get(
-        "conventional long form", {}
-    ).get("text")
+    title = names.get("conventional short form", {}).get("text") or names.get("conventional long form", {}).get("text")
     paragraphs = [title] if title and title != "none" else []
     for section, entries in country.items():
         lines = [f"{entry}: {value}" for entry, content in entries.items() if (value := _flatten(content))]

@@ -13,9 +13,7 @@ class Curves:
         self.config = config
         self.series: list[dict[str, Any]] = []
 
-    def add(
-        self, figure: str, panel: str, series: str, x: np.ndarray, y: np.ndarray, points: int = 150
-    ) -> None:
+    def add(self, figure: str, panel: str, series: str, x: np.ndarray, y: np.ndarray, points: int = 150) -> None:
         """One line; more than `points` values are averaged in blocks, so a thinned line hides no level."""
         self.series.append(
             {

@@ -52,9 +52,7 @@ class Expectation:
         self._one_of("reduce", REDUCTIONS)
         self._one_of("format", FORMATS)
         if not SOURCE_MARK.match(self.source):
-            raise ValueError(
-                f"expect {self.id!r}: source must start with [P] or the like, got {self.source!r}"
-            )
+            raise ValueError(f"expect {self.id!r}: source must start with [P] or the like, got {self.source!r}")
         if self.reduce == "ratio" and self.than is None:
             raise ValueError(f"expect {self.id!r}: reduce 'ratio' needs `than`")
         if self.relation == "about" and not (self.tolerance > 0 and self.target):
@@ -66,9 +64,7 @@ class Expectation:
     def _one_of(self, name: str, admitted: Iterable[str]) -> None:
         if getattr(self, name) not in admitted:
             known = ", ".join(admitted)
-            raise ValueError(
-                f"expect {self.id!r}: unknown {name} {getattr(self, name)!r}, not one of {known}"
-            )
+            raise ValueError(f"expect {self.id!r}: unknown {name} {getattr(self, name)!r}, not one of {known}")
 
     @property
     def mark(self) -> str:
@@ -81,7 +77,9 @@ class Expectation:
     def goal(self) -> str:
         """The relation in print, e.g. "≤ 1.3 %"."""
         band = f" ± {100 * self.tolerance:g} %" if self.relation == "about" else ""
-        return f"{RELATIONS[self.relation]} {self.show(self.target)}{band}"
+        scaled = 100 * self.target if self.format == "percent" else self.target
+        target = f"{scaled:,.0f}" if self.format == "steps" else f"{scaled:.6g}"
+        return f"{RELATIONS[self.relation]} {target}{self.unit}{band}"
 
     @property
     def selection(self) -> dict[str, tuple[Any, ...]]:

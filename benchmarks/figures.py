@@ -107,13 +107,11 @@ class _Marks:
 
 
 def _parse_curve(item: dict[str, Any]) -> Curve:
-    curve = Curve(
-        **{**item, "seed": int(item["seed"]), "panel": str(item["panel"]), "series": str(item["series"])}
-    )
+    x = [float(value) for value in item["x"]]
+    y = [None if value is None else float(value) for value in item["y"]]
+    curve = Curve(**{**item, "x": x, "y": y})
     if len(curve.x) != len(curve.y):
-        raise ValueError(
-            f"x has {len(curve.x)} points and y {len(curve.y)} in {curve.figure} of {curve.panel}"
-        )
+        raise ValueError(f"x has {len(curve.x)} points and y {len(curve.y)} in {curve.figure} of {curve.panel}")
     return curve
 
 
@@ -142,9 +140,7 @@ def _load_proportion(curves: list[Curve]) -> Figure | None:
 
 def _shares(experts: list[Curve], num_lines: int) -> str:
     ranked = sorted(experts, key=lambda curve: curve.y[-1] or 0.0 if curve.y else 0.0)
-    chosen = np.unique(
-        np.linspace(0, len(ranked) - 1, min(len(ranked), MOST_EXPERTS_DRAWN)).round().astype(int)
-    )
+    chosen = np.unique(np.linspace(0, len(ranked) - 1, min(len(ranked), MOST_EXPERTS_DRAWN)).round().astype(int))
     lines = []
     for rank in chosen:
         x, y = _thinned(*_arrays(ranked[rank]), num_lines)

@@ -4,8 +4,10 @@ A panel is as wide as a phone; a figure of several flows into columns. Titles an
 """
 
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from benchmarks.svg import FAINT, INK, drawn_colour, embed
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     # text as text: small, searchable, in the page's font
     "svg.fonttype": "none",
     "font.size": 10,
@@ -150,9 +152,9 @@ def heat_panel(
     low, span = (finite.min(), np.ptp(finite)) if finite.size else (0.0, 0.0)
 
     def draw(axes: Axes) -> None:
-        for (row, column), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                shade = 0.1 + 0.5 * (value - low) / (span or 1.0)
+        for row, column in itertools.product(range(len(rows)), range(len(columns))):
+            if np.isfinite(values[row, column]):
+                shade = 0.1 + 0.5 * (values[row, column] - low) / (span or 1.0)
                 corner, colour = (column - 0.48, row - 0.46), drawn_colour("--method-0")
                 axes.add_patch(Rectangle(corner, 0.96, 0.92, color=colour, alpha=shade, lw=0))
             axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=9)

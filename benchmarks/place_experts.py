@@ -23,7 +23,6 @@ from placement.contiguous import contiguous
 from placement.topology import Placement, Topology
 from predictors.backtest import forecast_at, rolling_origins
 from predictors.states import detect_states
-from traces.load import LoadTrace
 
 Planner = Callable[[np.ndarray], Placement]
 
@@ -59,15 +58,21 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     return Measurement(rows.records, data_fingerprint=trace.source.fingerprint())
 
 
-def add_scores(
-    rows: Rows, scores: dict[str, np.ndarray], horizon: int, state: str, chosen_OL: np.ndarray
-) -> None:
+def add_scores(rows: Rows, scores: dict[str, np.ndarray], horizon: int, state: str, chosen_OL: np.ndarray) -> None:
     """Rows of device load (O, L) by method, and the share of the oracle's saving that the forecast kept."""
     means = {name: mean_where(values_OL, chosen_OL, axis=0) for name, values_OL in scores.items()}
     for name, values_L in means.items():
         rows.by_layer("device_max_over_mean", values_L, method=name, horizon=horizon, state=state)
-    fixed, oracle, planned = (np.nanmean(means[n]) if chosen_OL.any() else np.nan for n in ("contiguous", "oracle", planned_by()))
-    rows.add("saving_kept", float((fixed - planned) / (fixed - oracle)), method=planned_by(), horizon=horizon, state=state)
+    fixed, oracle, planned = (
+        np.nanmean(means[n]) if chosen_OL.any() else np.nan for n in ("contiguous", "oracle", planned_by())
+    )
+    rows.add(
+        "saving_kept",
+        float((fixed - planned) / (fixed - oracle)),
+        method=planned_by(),
+        horizon=horizon,
+        state=state,
+    )
 
 
 def planned_by() -> str:

@@ -56,7 +56,9 @@ def load_experiment(name: str) -> dict[str, Any]:
     """The experiment's YAML as plain data; ValueError lists the known ones where there is none of that name."""
     path = EXPERIMENTS / f"{name}.yaml"
     if not path.exists():
-        raise ValueError(f"no experiment {name!r}; there are {', '.join(sorted(p.stem for p in EXPERIMENTS.glob('*.yaml')))}")
+        raise ValueError(
+            f"no experiment {name!r}; there are {', '.join(sorted(p.stem for p in EXPERIMENTS.glob('*.yaml')))}"
+        )
     plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     assert isinstance(plain, dict)
     return plain  # type: ignore[return-value]
@@ -97,7 +99,12 @@ def plan(names: list[str], scale: str, outputs: str, logger: str) -> tuple[list[
             run_name = f"{config.setting} seed {config.seed}"
             run_arguments = [f"setting={config.setting}", f"seed={config.seed}", f"scale={scale}", *common]
             training[run_name] = Stage(
-                "train", f"train {run_name}", _command("train", run_arguments), fingerprint(run), outputs, scale
+                "train",
+                f"train {run_name}",
+                _command("train", run_arguments),
+                fingerprint(run),
+                outputs,
+                scale,
             )
             label = " ".join([name, *(part.split("=", 1)[1] for part in overrides if "[" not in part)])
             command = _command(experiment["entry"], ["hydra.mode=RUN", *arguments])

@@ -54,9 +54,7 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     return Measurement(rows.records, curves.series, trace.source.fingerprint())
 
 
-def add_errors(
-    rows: Rows, result: Backtest, noise: dict[str, np.ndarray], state: str, chosen_OL: np.ndarray
-) -> None:
+def add_errors(rows: Rows, result: Backtest, noise: dict[str, np.ndarray], state: str, chosen_OL: np.ndarray) -> None:
     """Rows of every metric, horizon and layer, over the origins at which the layer was in `state`."""
     for metric, errors_ONL in result.errors.items():
         unknown = np.full_like(errors_ONL, np.nan)

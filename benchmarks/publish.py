@@ -87,3 +87,7 @@ def _check(folder: Path, conf: Path, scale: str, allow_failed: bool) -> None:
         raise ValueError(
             f"{folder}: {len(experiment.failed)} cells could not run ({cells}); see --allow-failed"
         )
+
+
+if __name__ == "__main__":
+    main()

@@ -88,9 +88,7 @@ def _forecast_figure(setting: str, rows: Sequence[Record]) -> Figure:
         for metric in (metric for metric in ERRORS if any(row.metric == metric for row in mine)):
             here = [row for row in mine if (row.state, row.metric) == (state, metric)]
             if here:
-                panels.append(
-                    Panel(f"{state}, {spoken(metric)}", _forecast_panel(here, keys, spoken(metric)))
-                )
+                panels.append(Panel(f"{state}, {spoken(metric)}", _forecast_panel(here, keys, spoken(metric))))
     floors = [Key(label, "ink", dash) for name, (label, dash) in FLOORS.items() if _has_floor(mine, name)]
     present = {row.method for row in mine}
     return Figure(
@@ -143,9 +141,7 @@ def _device_load_panel(rows: Sequence[Record], keys: dict[str, Key]) -> str:
         bars.append(Bar(method, interval.mean, interval.high - interval.mean, colour))
     bounds = [row.value for row in rows if row.method == LOWER_BOUND]
     bars.sort(key=lambda bar: bar.value)
-    return bar_panel(
-        bars, "busiest device / mean", start=1.0, bound=float(np.mean(bounds)) if bounds else None
-    )
+    return bar_panel(bars, "busiest device / mean", start=1.0, bound=float(np.mean(bounds)) if bounds else None)
 
 
 def _place(state: str) -> int:

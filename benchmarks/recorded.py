@@ -18,9 +18,7 @@ def training_config(setting: str, seed: int, scale: str, outputs: str) -> DictCo
 
 def training_folder(config: DictConfig, seed: int | None = None) -> Path:
     """The folder of the run that `config` names by setting, seed and scale; `seed` asks for a sister run's."""
-    training = training_config(
-        config.setting, config.seed if seed is None else seed, config.scale, config.outputs
-    )
+    training = training_config(config.setting, config.seed if seed is None else seed, config.scale, config.outputs)
     return cell_folder(training, training.setting, f"seed{training.seed}")
 
 

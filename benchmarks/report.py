@@ -5,11 +5,13 @@ comes from the records and from the experiments' YAML files.
 """
 
 import argparse
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +19,7 @@ from rich.text import Text
 from benchmarks.figures import draw_figures
 from benchmarks.panels import Figure
 from benchmarks.results import Experiment, read_results
-from benchmarks.svg import palette_css
+from benchmarks.svg import localise_ids, palette_css
 from benchmarks.tables import MOST_ROWS, SIGNS, ClaimRow, RecordRow, claim_rows, provenance, record_tables
 from traces.atomic import write_text_atomically
 
@@ -89,16 +91,18 @@ def write(root: Path, sections: list[Section]) -> None:
     )
     text = Environment(loader=files, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
-    page.filters["svg"] = Markup
+    numbers = itertools.count()
+    page.filters["svg"] = lambda svg: Markup(localise_ids(svg, prefix=f"drawing{next(numbers)}"))
     write_text_atomically(root / "report.html", page.get_template("report.html.j2").render(context) + "\n")
     write_text_atomically(root / "REPORT.md", text.get_template("report.md.j2").render(context) + "\n")
 
 
 def print_verdicts(sections: list[Section], console: Console) -> None:
     """The verdict table, in the terminal."""
-    table = Table(
-        "claim", "published", "measured [95 % interval]", "scale", "seeds", "verdict", show_lines=True
-    )
+    table = Table(box=SIMPLE, show_lines=True, padding=(0, 1, 0, 0))
+    widths = {"claim": 4, "published": 2, "measured [95 % interval]": 4, "scale": 0, "seeds": 0, "verdict": 4}
+    for name, ratio in widths.items():
+        table.add_column(Text(name), ratio=ratio or None, no_wrap=not ratio)
     for claim in (claim for one in sections for claim in one.claims):
         measured = "\n".join(f"{one.setting}: {one.measured}" for one in claim.settings)
         verdict = f"{claim.sign} {claim.verdict}" + (f"\n{claim.reason}" if claim.reason else "")

@@ -85,7 +85,11 @@ class Runner:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
             child = subprocess.Popen(
-                stage.command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self._environment
+                stage.command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=self._environment,
             )
             self._children.add(child)
             code = child.wait()
@@ -127,7 +131,7 @@ def collect(name: str, cells: list[Stage], failed: dict[Stage, str], root: Path)
 def reproduce(names: list[str], scale: str, outputs: str, logger: str, jobs: int) -> int:
     """Measure, collect, report; returns the number of stages that could not run."""
     training, cells = plan(names, scale, outputs, logger)
-    minutes = sum(load_experiment(name)["minutes"][scale] for name in names)
+    minutes = float(sum(load_experiment(name)["minutes"][scale] for name in names))
     runner = Runner(jobs, minutes, len(training) + len(cells))
     print(f"{len(training)} training runs and {len(cells)} cells at scale {scale}, declared {minutes:.0f} minutes")
     with runner.progress:
@@ -144,12 +148,18 @@ def reproduce(names: list[str], scale: str, outputs: str, logger: str, jobs: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reproduce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--scale", default="cpu", choices=SCALES)
     parser.add_argument("--experiments", nargs="*", default=[], metavar="NAME", help="default: all of conf/experiment")
     parser.add_argument("--outputs", default="outputs")
     parser.add_argument("--logger", default="offline", help="a file name in conf/logger: offline, wandb or csv")
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time, one thread each")
+    parser.add_argument(
+        "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time, one thread each"
+    )
     arguments = parser.parse_args()
     names = arguments.experiments or experiment_names()
     try:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from benchmarks.expectation import parse_expectation
 from benchmarks.figures import Curve, read_curves
@@ -102,9 +103,11 @@ def _read_about(path: Path) -> Mapping[str, Any]:
         return {}
     try:
         config = OmegaConf.load(path)
+        if not isinstance(config, DictConfig):
+            raise ValueError("an experiment is a mapping")
         keys = [key for key in ("title", "question", "run", "notes", "expect") if key in config]
         about = OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True)
-    except (OmegaConfBaseException, OSError, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
     assert isinstance(about, dict)
-    return about
+    return {str(key): value for key, value in about.items()}

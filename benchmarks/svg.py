@@ -3,7 +3,6 @@
 Matplotlib draws with fixed colours; `embed` hands them over to CSS variables, which `palette_css` defines.
 """
 
-import hashlib
 import html
 import re
 
@@ -56,13 +55,12 @@ def drawn_colour(name: str) -> str:
 
 
 def embed(svg: str, description: str) -> str:
-    """Cut what only a stand-alone file needs, make ids unique on a page, leave colours and fonts to CSS."""
+    """Cut what only a stand-alone file needs, leave colours and fonts to CSS."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
     # a hundredth of a point is finer than any screen
     body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]).replace("\n", ""), body)
-    body = _localise_ids(body, prefix=hashlib.sha256(svg.encode()).hexdigest()[:8])
     body = body.replace(INK, "currentColor").replace(FAINT, "var(--faint)")
     for name, colour in palette("light").items():
         body = body.replace(colour, f"var({name})")
@@ -76,7 +74,8 @@ def embed(svg: str, description: str) -> str:
     return re.sub(r"\n\s*", "\n", opening + body[body.index(">") + 1 :]).strip()
 
 
-def _localise_ids(svg: str, prefix: str) -> str:
+def localise_ids(svg: str, prefix: str) -> str:
+    """Drop ids that nothing refers to and prefix the others: on a page an id must be the only one of its name."""
     used = set(re.findall(r'(?:url\(|href=")#([\w.-]+)', svg))
-    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="i{prefix}-{m[1]}"' if m[1] in used else "", svg)
-    return re.sub(r'(url\(|href=")#', rf"\g<1>#i{prefix}-", svg)
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", svg)
+    return re.sub(r'(url\(|href=")#', rf"\g<1>#{prefix}-", svg)

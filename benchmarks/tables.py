@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.expectation import significant
 from benchmarks.record import Cell, Record
@@ -20,6 +21,7 @@ from benchmarks.verdict import (
 
 # beyond this a page is no longer read; the rest is in records.csv
 MOST_ROWS = 400
+MOST_NAMED = 6
 # never colour alone
 SIGNS = {REPRODUCED: "✓", NOT_REPRODUCED: "✗", UNDECIDED: "?", NOT_COMPARABLE: "≠"}
 
@@ -105,10 +107,10 @@ def provenance(records: Sequence[Record], cells: Sequence[Cell]) -> list[tuple[s
         "seeds": _distinct(record.seed for record in records),
         "machine": "; ".join(sorted({cell.machine for cell in cells})),
         "versions": _versions(cells),
-        "commit": _distinct(cell.commit for cell in cells),
+        "commit": _distinct(_commit(cell.commit) for cell in cells),
         "data": _distinct(cell.data_fingerprint for cell in cells),
         "recorded": _span(cell.recorded for cell in cells),
-        "computing time": _duration(sum(cell.seconds for cell in cells)),
+        "computing time": _duration(math.fsum(cell.seconds for cell in cells)),
     }
     return [(name, text) for name, text in facts.items() if text]
 
@@ -147,9 +149,7 @@ def _setting_row(finding: Finding, one: SettingFinding) -> SettingRow:
     return SettingRow(
         setting=one.setting,
         measured=measured_text(finding, one),
-        by_seed=", ".join(
-            f"{seed}: {finding.expectation.show_bare(value)}" for seed, value in one.by_seed.items()
-        )
+        by_seed=", ".join(f"{seed}: {finding.expectation.show_bare(value)}" for seed, value in one.by_seed.items())
         or "-",
         seeds=one.interval.count,
         detectable=show(one.interval.detectable),
@@ -180,8 +180,14 @@ def _with_half_width(interval: Interval) -> str:
     return f"{text} ± {significant(half, 2)}" if math.isfinite(half) else text
 
 
-def _distinct(values: Iterable[object]) -> str:
-    return ", ".join(str(value) for value in sorted(set(values) - {""}))  # type: ignore[type-var]
+def _distinct(values: Iterable[Any]) -> str:
+    found = [str(value) for value in sorted(set(values) - {""})]
+    more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return ", ".join(found[:MOST_NAMED]) + more
+
+
+def _commit(commit: str) -> str:
+    return f"{commit[:-1]} with local changes" if commit.endswith("+") else commit
 
 
 def _span(days: Iterable[str]) -> str:

@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from omegaconf import DictConfig, OmegaConf
-
 from traces.atomic import write_text_atomically
 
 if TYPE_CHECKING:
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
 class Tracker(Protocol):
     """What a logger configuration builds."""
 
-    def start(self, folder: Path, config: DictConfig, labels: list[str]) -> str:
+    def start(self, folder: Path, labels: list[str], experiment: str, entry: str, config: dict[str, Any]) -> str:
         """Begin or continue the cell's run and return its id."""
         ...
 
@@ -46,7 +44,7 @@ class WandbTracker:
         self.project, self.mode = project, mode
         self._run: Any = None
 
-    def start(self, folder: Path, config: DictConfig, labels: list[str]) -> str:
+    def start(self, folder: Path, labels: list[str], experiment: str, entry: str, config: dict[str, Any]) -> str:
         # the client prints a banner for every run, which a hundred cells do not need
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
@@ -61,10 +59,10 @@ class WandbTracker:
             id=known_id,
             resume="allow" if self.mode == "online" else None,
             name="-".join(labels),
-            group=config.experiment,
-            job_type=config.entry,
+            group=experiment,
+            job_type=entry,
             tags=labels,
-            config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+            config=config,
         )
         write_text_atomically(id_file, self._run.id)
         return self._run.id
@@ -91,7 +89,7 @@ class WandbTracker:
 class CsvTracker:
     """No tracking service: Lightning's CSV logger while training, and the cell's own files."""
 
-    def start(self, folder: Path, config: DictConfig, labels: list[str]) -> str:
+    def start(self, folder: Path, labels: list[str], experiment: str, entry: str, config: dict[str, Any]) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         return ""
 

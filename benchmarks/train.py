@@ -46,9 +46,7 @@ def build_module(config: DictConfig, data: TextDataModule) -> LanguageModel:
         experts=instantiate(config.experts),
         dispatcher=instantiate(config.dispatcher),
     )
-    return LanguageModel(
-        transformer, total_steps=config.trainer.max_steps, domains=data.domains, **config.optimizer
-    )
+    return LanguageModel(transformer, total_steps=config.trainer.max_steps, domains=data.domains, **config.optimizer)
 
 
 def build_source(config: DictConfig, data: TextDataModule, num_sequences: int) -> TraceSource:
@@ -76,7 +74,10 @@ def build_callbacks(config: DictConfig, data: TextDataModule, folder: Path) -> l
     return [
         LoadRecorder(folder / "trace", source, recording.chunk_steps, recording.routing_every),
         ProbeRecorder(
-            folder / "probe", build_source(config, data, recording.probe_sequences), probe, recording.probe_every
+            folder / "probe",
+            build_source(config, data, recording.probe_sequences),
+            probe,
+            recording.probe_every,
         ),
         NoiseRecorder(folder, noise_source, noise, noise_steps),
         BalanceMonitor(recording.balance_every),

@@ -189,9 +189,7 @@ def _side(expectation: Expectation, interval: Interval) -> Side:
     return "violated" if interval.high < lowest or interval.low > highest else "both"
 
 
-def _overall(
-    expectation: Expectation, found: tuple[SettingFinding, ...], is_comparable: bool
-) -> tuple[str, str]:
+def _overall(expectation: Expectation, found: tuple[SettingFinding, ...], is_comparable: bool) -> tuple[str, str]:
     if not is_comparable:
         return NOT_COMPARABLE, f"the claim is about scale {_join(expectation.comparable)}"
     if not found:

@@ -46,9 +46,7 @@ class Corpus:
         return tuple(self.train)
 
 
-def load_corpus(
-    root: Path, tokenizer_path: Path, cache: Path, domains: Sequence[str] | None = None
-) -> Corpus:
+def load_corpus(root: Path, tokenizer_path: Path, cache: Path, domains: Sequence[str] | None = None) -> Corpus:
     """Tokens of the corpus at `root` (of all its domains, or of `domains` in that order).
 
     Tokenising happens once: arrays are kept in `cache` under the hash of text and tokenizer. A text is
@@ -71,9 +69,7 @@ def load_corpus(
             _tokenise(read_documents(root, name), tokenizer, paths, name)
         for part, path in paths.items():
             split[part][name] = np.load(path)
-    return Corpus(
-        split["train"], split["held_out"], tokenizer.get_vocab_size(), _sha256("\n".join(keys).encode())
-    )
+    return Corpus(split["train"], split["held_out"], tokenizer.get_vocab_size(), _sha256("\n".join(keys).encode()))
 
 
 def read_sources(root: Path) -> dict[str, dict]:
@@ -102,9 +98,7 @@ def read_documents(root: Path, domain: str) -> list[str]:
 def split_documents(documents: Sequence[str], domain: str = "") -> tuple[list[str], list[str]]:
     """(train, held out): held out are the fewest last documents with `HELD_OUT_PROPORTION` of the bytes."""
     if len(documents) < 2:
-        raise ValueError(
-            f"domain {domain!r} has {len(documents)} document(s): two are needed to hold one out"
-        )
+        raise ValueError(f"domain {domain!r} has {len(documents)} document(s): two are needed to hold one out")
     sizes = [len(document.encode()) for document in documents]
     wanted, first = HELD_OUT_PROPORTION * sum(sizes), len(documents)
     while first > 1 and sum(sizes[first:]) < wanted:
@@ -142,9 +136,7 @@ def _load_tokenizer(path: Path) -> tuple[Tokenizer, str]:
     content = path.read_bytes()
     tokenizer = Tokenizer.from_buffer(content)
     if tokenizer.get_vocab_size() > 1 << 16 or tokenizer.token_to_id(SEPARATOR) is None:
-        raise ValueError(
-            f"{path}: {tokenizer.get_vocab_size()} tokens; needed: at most 65536, with {SEPARATOR!r}"
-        )
+        raise ValueError(f"{path}: {tokenizer.get_vocab_size()} tokens; needed: at most 65536, with {SEPARATOR!r}")
     return tokenizer, _sha256(content)
 
 

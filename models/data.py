@@ -221,9 +221,7 @@ class TextDataModule(L.LightningDataModule):
             return 0, 1
         world_size = self.trainer.world_size
         if self.sequences_per_batch % world_size:
-            raise ValueError(
-                f"sequences_per_batch={self.sequences_per_batch} is not divisible by {world_size} ranks"
-            )
+            raise ValueError(f"sequences_per_batch={self.sequences_per_batch} is not divisible by {world_size} ranks")
         return self.trainer.global_rank, world_size
 
     def _in_flight(self) -> int:

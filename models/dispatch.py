@@ -23,8 +23,8 @@ class LocalPlan:
         num_tokens: T.
     """
 
-    token: Int[Tensor, "N"]
-    weight: Float[Tensor, "N"]
+    token: Int[Tensor, " N"]
+    weight: Float[Tensor, " N"]
     num_tokens: int
 
 
@@ -33,7 +33,7 @@ class LocalDispatcher:
 
     def dispatch(
         self, x_TD: Float[Tensor, "T D"], routing: Routing
-    ) -> tuple[Float[Tensor, "N D"], Int[Tensor, "E"], LocalPlan]:
+    ) -> tuple[Float[Tensor, "N D"], Int[Tensor, " E"], LocalPlan]:
         """Rows (N, D) sorted by expert, tokens of each expert (E,), and the plan; choices of -1 are left out."""
         top_k = routing.expert_indices.shape[1]
         flat = routing.expert_indices.reshape(-1)

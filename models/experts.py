@@ -23,7 +23,12 @@ class Experts(nn.Module):
     """
 
     def __init__(
-        self, num_experts: int, dim: int, hidden_dim: int, init_std: float = 0.02, output_std: float | None = None
+        self,
+        num_experts: int,
+        dim: int,
+        hidden_dim: int,
+        init_std: float = 0.02,
+        output_std: float | None = None,
     ) -> None:
         super().__init__()
         self.w1 = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
@@ -31,18 +36,14 @@ class Experts(nn.Module):
         nn.init.normal_(self.w1, std=init_std)
         nn.init.normal_(self.w2, std=init_std if output_std is None else output_std)
 
-    def forward(
-        self, x_ND: Float[Tensor, "N D"], tokens_per_expert: Int[Tensor, "E"]
-    ) -> Float[Tensor, "N D"]:
+    def forward(self, x_ND: Float[Tensor, "N D"], tokens_per_expert: Int[Tensor, " E"]) -> Float[Tensor, "N D"]:
         raise NotImplementedError
 
 
 class LoopExperts(Experts):
     """One matrix product an expert: the obvious reference that the faster backends must equal."""
 
-    def forward(
-        self, x_ND: Float[Tensor, "N D"], tokens_per_expert: Int[Tensor, "E"]
-    ) -> Float[Tensor, "N D"]:
+    def forward(self, x_ND: Float[Tensor, "N D"], tokens_per_expert: Int[Tensor, " E"]) -> Float[Tensor, "N D"]:
         rows = x_ND.split(tokens_per_expert.tolist())
         # unbind once: indexing w[e] in the loop would build a full-size gradient for every expert
         weights = zip(rows, self.w1.unbind(0), self.w2.unbind(0), strict=True)
@@ -56,9 +57,7 @@ class GroupedExperts(Experts):
         ValueError: D or F whose row is no multiple of 16 bytes, or a dtype grouped_mm lacks.
     """
 
-    def forward(
-        self, x_ND: Float[Tensor, "N D"], tokens_per_expert: Int[Tensor, "E"]
-    ) -> Float[Tensor, "N D"]:
+    def forward(self, x_ND: Float[Tensor, "N D"], tokens_per_expert: Int[Tensor, " E"]) -> Float[Tensor, "N D"]:
         self._check(x_ND)
         ends = tokens_per_expert.cumsum(0).to(torch.int32)
         hidden_NF = F.gelu(F.grouped_mm(x_ND, self.w1, offs=ends), approximate="tanh")

@@ -1,7 +1,7 @@
 """The LightningModule: next-token training of a decoder with MoE layers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -24,7 +24,7 @@ class LanguageModel(L.LightningModule):
         total_steps: length of the schedule in optimiser steps.
         weight_decay: on matrices only; norms and biases are not decayed.
         betas: AdamW's.
-        domains: names of the text domains, for the held-out losses.
+        domains: names of the text domains, which a batch's `domain` counts from 0, for the held-out losses.
 
     `training_step` returns {"loss", "loads" (L, E), "expert_indices" [L x (T, K)]}: callbacks observe from there.
     """
@@ -38,8 +38,8 @@ class LanguageModel(L.LightningModule):
         warmup_steps: int,
         total_steps: int,
         weight_decay: float = 0.1,
-        betas: tuple[float, float] = (0.9, 0.95),
-        domains: tuple[str, ...] = (),
+        betas: Sequence[float] = (0.9, 0.95),
+        domains: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if total_steps < 1:
@@ -47,7 +47,7 @@ class LanguageModel(L.LightningModule):
         self.build = transformer
         self.learning_rate, self.final_learning_rate = learning_rate, final_learning_rate
         self.warmup_steps, self.total_steps = warmup_steps, total_steps
-        self.weight_decay, self.betas, self.domains = weight_decay, tuple(betas), tuple(domains)
+        self.weight_decay, self.betas, self.domains = weight_decay, (betas[0], betas[1]), tuple(domains)
         self.transformer: Transformer | None = None
 
     def configure_model(self) -> None:
@@ -55,8 +55,13 @@ class LanguageModel(L.LightningModule):
             self.transformer = self.build()
 
     def forward(self, token_ids: Int[Tensor, "B S"]) -> DecoderOutput:
+        return self.decoder(token_ids)
+
+    @property
+    def decoder(self) -> Transformer:
+        """The transformer, which exists once Lightning has called `configure_model`."""
         assert self.transformer is not None, "configure_model builds the transformer"
-        return self.transformer(token_ids)
+        return self.transformer
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         output, cross_entropy_BS = self._predict(batch)
@@ -71,26 +76,28 @@ class LanguageModel(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         _, cross_entropy_BS = self._predict(batch)
-        for number in batch["domain"].unique():
+        # a domain that this batch lacks weighs nothing: ranks that log different names would mix them up
+        for number, name in enumerate(self.domains):
             of_domain = cross_entropy_BS[batch["domain"] == number]
-            name = self.domains[number] if self.domains else str(int(number))
-            self.log(f"held_out/{name}", of_domain.mean(), batch_size=len(of_domain), sync_dist=True)
+            mean = of_domain.mean() if len(of_domain) else cross_entropy_BS.new_zeros(())
+            self.log(f"held_out/{name}", mean, batch_size=len(of_domain), sync_dist=True)
         self.log("held_out/all", cross_entropy_BS.mean(), batch_size=len(cross_entropy_BS), sync_dist=True)
 
     def _predict(self, batch: dict[str, Tensor]) -> tuple[DecoderOutput, Float[Tensor, "B S"]]:
         """The decoder's output and the cross-entropy of every position in nats."""
         token_ids = batch["tokens"]
         output = self(token_ids[:, :-1])
-        losses = F.cross_entropy(
-            output.logits.float().flatten(0, 1), token_ids[:, 1:].flatten(), reduction="none"
-        )
+        losses = F.cross_entropy(output.logits.float().flatten(0, 1), token_ids[:, 1:].flatten(), reduction="none")
         return output, losses.view(token_ids.shape[0], -1)
 
     def configure_optimizers(self) -> dict[str, Any]:
         matrices = [p for p in self.parameters() if p.ndim >= 2]
         vectors = [p for p in self.parameters() if p.ndim < 2]
         optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            [
+                {"params": matrices, "weight_decay": self.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
             lr=self.learning_rate,
             betas=self.betas,
         )
@@ -106,11 +113,14 @@ class LanguageModel(L.LightningModule):
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        assert self.transformer is not None
-        checkpoint["shape"] = self.transformer.shape
+        checkpoint["shape"] = self.decoder.shape
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        assert self.transformer is not None
-        found, expected = checkpoint.get("shape"), self.transformer.shape
-        if found != expected:
-            raise ValueError(f"checkpoint of another model: it has {found}, this model has {expected}")
+        expected = self.decoder.shape
+        if "shape" not in checkpoint:
+            raise ValueError(f"checkpoint of another program: it has no shape, this model has {expected}")
+        # sizes that an older checkpoint does not hold were not compared when it was written
+        found = {name: checkpoint["shape"].get(name, size) for name, size in expected.items()}
+        other = [f"{name} = {found[name]} (here {size})" for name, size in expected.items() if found[name] != size]
+        if other:
+            raise ValueError(f"checkpoint of another model: it has {', '.join(other)}")

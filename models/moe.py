@@ -26,7 +26,7 @@ class MoEOutput(NamedTuple):
     """
 
     routing: Routing
-    load: Int[Tensor, "E"]
+    load: Int[Tensor, " E"]
     losses: dict[str, Tensor]
 
 
@@ -52,7 +52,7 @@ class MoELayer(nn.Module):
         self.capacity_factor = capacity_factor
 
     def forward(
-        self, x_TD: Float[Tensor, "T D"], token_ids: Int[Tensor, "T"]
+        self, x_TD: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"]
     ) -> tuple[Float[Tensor, "T D"], MoEOutput]:
         """Hidden states (T, D) and token ids (T,) to the layer's output (T, D) and what it tells of the batch."""
         logits_TE = self.router.gate(x_TD)

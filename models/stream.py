@@ -44,10 +44,7 @@ class Blocks:
         self._tokens = np.concatenate(list(tokens.values()))
         ends = np.cumsum([len(array) for array in tokens.values()])
         begins = np.concatenate([[0], ends[:-1]])
-        starts = [
-            begin + sequence_length * np.arange(count)
-            for begin, count in zip(begins, self.counts, strict=True)
-        ]
+        starts = [begin + sequence_length * np.arange(count) for begin, count in zip(begins, self.counts, strict=True)]
         self._start = np.concatenate(starts)
         self._window = np.arange(sequence_length + 1)
 

@@ -1,13 +1,13 @@
 """A GPT decoder in plain torch whose MLP is an MoE layer in every `moe_every`-th block.
 
-Pre-norm blocks with learned positions and tied embeddings, as GPT-2 and GPT-3 (Radford et al., 2019; Brown et al., 2020,
-arXiv 2005.14165). With moe_every = 2 the second, fourth, ... blocks are MoE, as in Cong et al. (2024, arXiv 2404.16914).
+Pre-norm blocks with learned positions and tied embeddings, as GPT-2 and GPT-3 (Radford et al., 2019; Brown et al.,
+2020, arXiv 2005.14165). With moe_every = 2 the second, fourth, ... blocks are MoE, as in Cong et al. (2024, arXiv
+2404.16914).
 """
 
 import math
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -60,7 +60,7 @@ class Block(nn.Module):
         self.attention, self.mlp = Attention(dim, num_heads), mlp
 
     def forward(
-        self, x: Float[Tensor, "B S D"], token_ids: Int[Tensor, "T"]
+        self, x: Float[Tensor, "B S D"], token_ids: Int[Tensor, " T"]
     ) -> tuple[Float[Tensor, "B S D"], MoEOutput | None]:
         x = x + self.attention(self.attention_norm(x))
         normed_TD = self.mlp_norm(x).flatten(0, 1)
@@ -111,11 +111,12 @@ class Transformer(nn.Module):
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
-        if num_layers % moe_every:
-            raise ValueError(f"num_layers = {num_layers} is not divisible by moe_every = {moe_every}")
+        if moe_every < 1 or num_layers < 1 or num_layers % moe_every:
+            raise ValueError(f"num_layers = {num_layers} must be a positive multiple of moe_every = {moe_every}")
         if dim % num_heads:
             raise ValueError(f"dim = {dim} is not divisible by num_heads = {num_heads}")
         self.sequence_length, self.num_experts = sequence_length, num_experts
+        self.num_heads, self.expert_dim = num_heads, expert_dim
         self.num_moe_layers = num_layers // moe_every
         output_std = init_std / math.sqrt(2 * num_layers)
         self.tokens = nn.Embedding(vocab_size, dim)
@@ -162,7 +163,9 @@ class Transformer(nn.Module):
             "vocab_size": vocab_size,
             "dim": dim,
             "num_layers": len(self.blocks),
+            "num_heads": self.num_heads,
             "num_moe_layers": self.num_moe_layers,
             "num_experts": self.num_experts,
+            "expert_dim": self.expert_dim,
             "sequence_length": self.sequence_length,
         }

@@ -74,9 +74,7 @@ class Placement:
         if not np.issubdtype(self.slots.dtype, np.integer):
             raise ValueError(f"slots must hold integers, got {self.slots.dtype}")
         if self.slots.min() < -1 or self.slots.max() < 0:
-            raise ValueError(
-                f"slots hold experts from 0 or -1 for none, got {self.slots.min()}..{self.slots.max()}"
-            )
+            raise ValueError(f"slots hold experts from 0 or -1 for none, got {self.slots.min()}..{self.slots.max()}")
         self._refuse_doubles()
         missing = np.argwhere(self.num_replicas == 0)
         if missing.size:

@@ -1,7 +1,7 @@
 """ARIMA(5,1,5), one model per expert, as the paper runs it (Cong et al., 2024, arXiv:2404.16914).
 
 statsforecast's ARIMA, fitted by CSS-ML (conditional sum of squares, then maximum likelihood): with d >= 1 its
-plain CSS silently forecasts 0. At 0.1 to 0.2 s a series and origin it runs on a seeded sample of series; the
+plain CSS silently forecasts 0. At 0.2 to 0.6 s a series and origin it runs on a seeded sample of series; the
 rest is NaN, so compare it with others on the same sample (`sampled.OnSample`). The paper states neither
 sample nor history length.
 """

@@ -42,9 +42,7 @@ def fit_coefficients(series: Float[np.ndarray, "N B"], order: int) -> Float[np.n
     series that never changes gets coefficients of 0.
     """
     length = len(series)
-    lags_PB = np.stack(
-        [np.einsum("nb,nb->b", series[lag:], series[: length - lag]) for lag in range(order + 1)]
-    )
+    lags_PB = np.stack([np.einsum("nb,nb->b", series[lag:], series[: length - lag]) for lag in range(order + 1)])
     toeplitz = np.abs(np.arange(order)[:, None] - np.arange(order)[None])
     matrix_BPP = lags_PB.T[:, toeplitz]
     variance_B = np.where(lags_PB[0] > 0, lags_PB[0], 1.0)

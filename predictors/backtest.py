@@ -51,9 +51,7 @@ def rolling_origins(trace: LoadTrace, first: int, stride: int, horizon: int) -> 
             raise ValueError(f"{name} must be at least 1, got {value}")
     recorded = len(trace.step)
     if first + horizon > recorded:
-        raise ValueError(
-            f"no origin: first {first} + horizon {horizon} exceeds the {recorded} recorded steps"
-        )
+        raise ValueError(f"no origin: first {first} + horizon {horizon} exceeds the {recorded} recorded steps")
     return np.arange(first, recorded - horizon + 1, stride)
 
 
@@ -68,9 +66,7 @@ def forecast_at(predictor: Predictor, trace: LoadTrace, cutoff: int, horizon: in
     proportion = predictor.forecast(trace.tokens[:cutoff].copy(), horizon)
     expected = (horizon, trace.num_layers, trace.num_experts)
     if proportion.shape != expected:
-        raise ValueError(
-            f"{type(predictor).__name__} returned shape {proportion.shape}, (H, L, E) is {expected}"
-        )
+        raise ValueError(f"{type(predictor).__name__} returned shape {proportion.shape}, (H, L, E) is {expected}")
     return Forecast(cutoff=cutoff, proportion=proportion)
 
 
@@ -121,7 +117,7 @@ def _floors(
     forecast: Forecast, trace: LoadTrace, horizons: list[int], num_draws: int, seed: int
 ) -> dict[str, Float[np.ndarray, "N L"]]:
     """Multinomial floors of the forecast series, each horizon at its own realised mean."""
-    series = np.isfinite(forecast.proportion).all(axis=0)
+    series = ~np.isnan(forecast.proportion.sum(axis=0))  # NaN at any step
     source = trace.source
     floors = []
     for horizon in horizons:

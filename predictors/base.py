@@ -55,9 +55,7 @@ class Forecast:
         for name in ("lower", "upper"):
             bound = getattr(self, name)
             if bound is not None and bound.shape != self.proportion.shape:
-                raise ValueError(
-                    f"{name} has shape {bound.shape}, the forecast has shape {self.proportion.shape}"
-                )
+                raise ValueError(f"{name} has shape {bound.shape}, the forecast has shape {self.proportion.shape}")
 
 
 def recent_proportions(

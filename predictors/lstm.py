@@ -99,13 +99,11 @@ class Lstm:
     ) -> None:
         if not 0.0 < validation_share < 1.0:
             raise ValueError(f"validation_share must lie between 0 and 1, got {validation_share}")
-        self.candidates = [
-            Candidate(*setting) for setting in itertools.product(learning_rates, hidden_sizes, anchored)
-        ]
+        self.candidates = [Candidate(*setting) for setting in itertools.product(learning_rates, hidden_sizes, anchored)]
         sizes = (num_steps, batch_size, num_bins, bin_steps, anchor_steps)
         if not self.candidates or min(sizes) < 1:
             raise ValueError(
-                f"an LSTM needs candidates and sizes of at least 1, got {len(self.candidates)} candidates and "
+                f"an LSTM needs candidates and sizes above 0, got {len(self.candidates)} candidates and "
                 f"(num_steps, batch_size, num_bins, bin_steps, anchor_steps) = {sizes}"
             )
         self.num_steps = num_steps
@@ -149,9 +147,7 @@ class Lstm:
         if self._network is None:
             raise ValueError("this LSTM has not been fitted: call fit(traces of other runs) before forecast")
         if past.shape[1:] != self._network.shape[1:]:
-            raise ValueError(
-                f"fitted on (L, E) = {self._network.shape[1:]}, asked to forecast {past.shape[1:]}"
-            )
+            raise ValueError(f"fitted on (L, E) = {self._network.shape[1:]}, asked to forecast {past.shape[1:]}")
         reach = max(self.num_bins * self.bin_steps, self.anchor_steps)
         total = running_total(recent_proportions(past, horizon, last=reach))
         with _one_thread_and_own_generator(self.seed), torch.no_grad():

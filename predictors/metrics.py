@@ -40,9 +40,7 @@ def total_variation(
     return half_l1(forecast, realised(future))
 
 
-def zero_share(
-    forecast: Float[np.ndarray, "H L E"], future: Integer[np.ndarray, "H L E"]
-) -> Float[np.ndarray, " L"]:
+def zero_share(forecast: Float[np.ndarray, "H L E"], future: Integer[np.ndarray, "H L E"]) -> Float[np.ndarray, " L"]:
     """Share of the forecast (step, expert) cells that relative_error leaves out because p = 0."""
     actual = realised(future)
     return mean_where(actual == 0, ~np.isnan(actual) & ~np.isnan(forecast))
@@ -69,15 +67,10 @@ def errors_by_horizon(
     return {
         "relative_error": _ratio(*(_first_sums(x.sum(-1), horizons) for x in (ratio, used))),
         "relative_error_of_mean": np.concatenate(
-            [
-                relative_deviation(predicted[n : n + 1], observed[n : n + 1])[None]
-                for n in range(len(horizons))
-            ]
+            [relative_deviation(predicted[n : n + 1], observed[n : n + 1])[None] for n in range(len(horizons))]
         ),
         "total_variation": _ratio(_first_sums(distance, horizons), steps),
-        "zero_share": _ratio(
-            *(_first_sums(x.sum(-1), horizons) for x in (known & (actual == 0), known & routed))
-        ),
+        "zero_share": _ratio(*(_first_sums(x.sum(-1), horizons) for x in (known & (actual == 0), known & routed))),
     }
 
 
@@ -96,9 +89,7 @@ def relative_deviation(
     return mean_where(np.divide(gap, actual, out=np.zeros_like(gap), where=used), used)
 
 
-def half_l1(
-    forecast: Float[np.ndarray, "H L E"], actual: Float[np.ndarray, "H L E"]
-) -> Float[np.ndarray, " L"]:
+def half_l1(forecast: Float[np.ndarray, "H L E"], actual: Float[np.ndarray, "H L E"]) -> Float[np.ndarray, " L"]:
     """Half the L1 distance over experts, averaged over rows that have an actual."""
     routed = ~np.isnan(actual[..., :1])
     return mean_where(np.abs(forecast - actual).sum(-1, keepdims=True) / 2, routed)

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from predictors.base import Predictor, TrainablePredictor
-from traces.load import LoadTrace
 
 
 def sample_series(num_layers: int, num_experts: int, num_series: int, seed: int) -> Bool[np.ndarray, "L E"]:
@@ -41,11 +40,8 @@ class OnSample:
         self.predictor = predictor
         self.num_series = num_series
         self.seed = seed
-
-    def fit(self, traces: list[LoadTrace]) -> None:
-        """Fit the wrapped predictor, where it learns from other runs; nothing otherwise."""
-        if isinstance(self.predictor, TrainablePredictor):
-            self.predictor.fit(traces)
+        if isinstance(predictor, TrainablePredictor):
+            self.fit = predictor.fit  # only then: callers take a `fit` to mean that other runs are needed
 
     def forecast(self, past: Integer[np.ndarray, "S L E"], horizon: int) -> Float[np.ndarray, "H L E"]:
         """The wrapped predictor's forecast of the sampled series, from the past of all of them."""

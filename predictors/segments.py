@@ -39,9 +39,7 @@ def future_segments(
     return np.where(inside_BM[..., None, None], mean, np.nan)
 
 
-def join(
-    segment_mean: Float[np.ndarray, "M L E"], knots: Sequence[int], horizon: int
-) -> Float[np.ndarray, "H L E"]:
+def join(segment_mean: Float[np.ndarray, "M L E"], knots: Sequence[int], horizon: int) -> Float[np.ndarray, "H L E"]:
     """Straight lines between segment centres, held before the first and after the last."""
     edge = np.array([0, *knots])
     centre = (edge[:-1] + 1 + edge[1:]) / 2  # step 1 is the first after the origin

@@ -82,9 +82,7 @@ def noise_dispersion(tokens: Integer[np.ndarray, "S L E"], window: int) -> Float
     return _over_multinomial(noise_variance(proportions(tokens), window), tokens, window)
 
 
-def probe_drift(
-    counts: Integer[np.ndarray, "S L E"], step: Int[np.ndarray, " S"]
-) -> Float[np.ndarray, "S-1 L"]:
+def probe_drift(counts: Integer[np.ndarray, "S L E"], step: Int[np.ndarray, " S"]) -> Float[np.ndarray, "S-1 L"]:
     """Router drift without sampling noise: total variation between successive recordings, per training step.
 
     Args:
@@ -165,9 +163,7 @@ def _layer_drift(layer_SE: np.ndarray, window: int) -> Float[np.ndarray, " W"]:
     return np.sqrt(np.maximum(moved**2 - (NOISE_MARGIN * expected) ** 2, 0.0))
 
 
-def _hysteresis(
-    drift: np.ndarray, enter: float, leave: float, patience_steps: int
-) -> Bool[np.ndarray, "W L"]:
+def _hysteresis(drift: np.ndarray, enter: float, leave: float, patience_steps: int) -> Bool[np.ndarray, "W L"]:
     calm_steps = np.zeros(drift.shape[1], int)
     stable = np.zeros(drift.shape, bool)
     was_stable = stable[0]

@@ -65,9 +65,7 @@ class Router(nn.Module):
         self.balance_weight, self.z_weight = balance_weight, z_weight
         self.gate = nn.Linear(dim, num_experts, bias=False)
 
-    def select(
-        self, scores: Float[Tensor, "T E"], token_ids: Int[Tensor, "T"] | None = None
-    ) -> Int[Tensor, "T K"]:
+    def select(self, scores: Float[Tensor, "T E"], token_ids: Int[Tensor, " T"] | None = None) -> Int[Tensor, "T K"]:
         """Choose K experts a token from its scores (T, E); -1 marks a choice left empty."""
         raise NotImplementedError
 
@@ -82,13 +80,13 @@ class Router(nn.Module):
             weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
         return weights
 
-    def route(self, logits: Float[Tensor, "T E"], token_ids: Int[Tensor, "T"] | None = None) -> Routing:
+    def route(self, logits: Float[Tensor, "T E"], token_ids: Int[Tensor, " T"] | None = None) -> Routing:
         """Turn gate logits (T, E) into a Routing; the choice itself carries no gradient."""
         scores = self.score(logits)
         chosen = self.select(scores.detach(), token_ids)
         return Routing(scores, self.weigh(scores, chosen), chosen)
 
-    def forward(self, x: Float[Tensor, "... D"], token_ids: Int[Tensor, "T"] | None = None) -> Routing:
+    def forward(self, x: Float[Tensor, "... D"], token_ids: Int[Tensor, " T"] | None = None) -> Routing:
         """Route hidden states (..., D), flattened to T tokens: what MegaBlocks calls on the router it is given."""
         return self.route(self.gate(x.reshape(-1, x.shape[-1])), token_ids)
 

@@ -9,9 +9,7 @@ from torch import Tensor
 from routers.base import Routing
 
 
-def capacity(
-    num_tokens: int, top_k: int, num_experts: int, factor: float, minimum: int = 4
-) -> int:
+def capacity(num_tokens: int, top_k: int, num_experts: int, factor: float, minimum: int = 4) -> int:
     """Tokens an expert may take: ceil(factor * T * K / E), at least `minimum` (4 in DeepSpeed's gate)."""
     if factor <= 0:
         raise ValueError(f"capacity factor must be positive, got {factor}")

@@ -21,9 +21,7 @@ class Random(Router):
         super().__init__(dim, num_experts, layer, **gate)
         self.generator = torch.Generator().manual_seed(seed * 1_000 + layer)
 
-    def select(
-        self, scores: Float[Tensor, "T E"], token_ids: Int[Tensor, "T"] | None = None
-    ) -> Int[Tensor, "T K"]:
+    def select(self, scores: Float[Tensor, "T E"], token_ids: Int[Tensor, " T"] | None = None) -> Int[Tensor, "T K"]:
         drawn = torch.rand(scores.shape, generator=self.generator)
         return drawn.topk(self.top_k, dim=-1).indices.to(scores.device)
 
@@ -31,4 +29,4 @@ class Random(Router):
         return self.generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.generator.set_state(state)
+        self.generator.set_state(state.cpu())

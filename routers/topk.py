@@ -10,7 +10,5 @@ from routers.base import Router
 class TopK(Router):
     """The K best-scored experts of each token."""
 
-    def select(
-        self, scores: Float[Tensor, "T E"], token_ids: Int[Tensor, "T"] | None = None
-    ) -> Int[Tensor, "T K"]:
+    def select(self, scores: Float[Tensor, "T E"], token_ids: Int[Tensor, " T"] | None = None) -> Int[Tensor, "T K"]:
         return scores.topk(self.top_k, dim=-1).indices

@@ -50,8 +50,7 @@ class LoadTrace:
     def __post_init__(self) -> None:
         if self.tokens.ndim != 3 or self.step.shape != self.tokens.shape[:1]:
             raise ValueError(
-                "a load trace needs step (S,) and tokens (S, L, E); "
-                f"got {self.step.shape} and {self.tokens.shape}"
+                f"a load trace needs step (S,) and tokens (S, L, E); got {self.step.shape} and {self.tokens.shape}"
             )
         for name in ("step", "tokens"):
             if not np.issubdtype(getattr(self, name).dtype, np.integer):

@@ -49,9 +49,7 @@ class RoutingTrace:
                 f"got {self.step.shape} and {self.expert_indices.shape}"
             )
         if self.source_device.shape != self.expert_indices.shape[2:3]:
-            raise ValueError(
-                f"source_device has {self.source_device.shape}, tokens are {self.expert_indices.shape[2]}"
-            )
+            raise ValueError(f"source_device has {self.source_device.shape}, tokens are {self.expert_indices.shape[2]}")
         if np.any(np.diff(self.step) <= 0):
             raise ValueError(f"sampled steps must increase strictly, got {self.step.tolist()}")
         if not np.issubdtype(self.expert_indices.dtype, np.integer):
@@ -76,9 +74,7 @@ class RoutingTrace:
             for pairs_EE, chosen_TK in zip(pairs_LEE, chosen_LTK, strict=True):
                 # column E collects the absent choices (-1) and is cut off again
                 one_hot_TE = np.zeros((chosen_TK.shape[0], self.num_experts + 1), np.float32)
-                np.put_along_axis(
-                    one_hot_TE, chosen_TK.astype(np.int64) % (self.num_experts + 1), 1.0, axis=1
-                )
+                np.put_along_axis(one_hot_TE, chosen_TK.astype(np.int64) % (self.num_experts + 1), 1.0, axis=1)
                 pairs_EE += (one_hot_TE.T @ one_hot_TE)[:-1, :-1].astype(np.int64)
         for pairs_EE in pairs_LEE:
             np.fill_diagonal(pairs_EE, 0)
@@ -89,8 +85,6 @@ class RoutingTrace:
         per_layer = np.sort(self.expert_indices, axis=-1).transpose(1, 0, 2, 3)
         found = []
         for chosen_STK in per_layer:
-            experts, count = np.unique(
-                chosen_STK.reshape(-1, chosen_STK.shape[-1]), axis=0, return_counts=True
-            )
+            experts, count = np.unique(chosen_STK.reshape(-1, chosen_STK.shape[-1]), axis=0, return_counts=True)
             found.append(ExpertSets(experts, count))
         return found

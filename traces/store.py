@@ -88,9 +88,7 @@ class TraceWriter:
         chunk = {"expert_indices": expert_indices, "source_device": source_device}
         _routing_trace(path, [step], [chunk], self._shape, self._source)
         indices, device = expert_indices.astype(np.int16), source_device.astype(np.int16)
-        write_atomically(
-            path, lambda file: np.savez_compressed(file, expert_indices=indices, source_device=device)
-        )
+        write_atomically(path, lambda file: np.savez_compressed(file, expert_indices=indices, source_device=device))
 
     def rewind(self, step: int) -> None:
         """Forget everything recorded at `step` or later: a resumed run records these steps again."""
@@ -219,9 +217,7 @@ def _routing_trace(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if expert_indices.shape[1] != shape[0]:
-        raise ValueError(
-            f"{path}: routings of {expert_indices.shape[1]} layers, the manifest says {shape[0]}"
-        )
+        raise ValueError(f"{path}: routings of {expert_indices.shape[1]} layers, the manifest says {shape[0]}")
     return trace
 
 
@@ -234,9 +230,7 @@ def _read_chunk(file: Path, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndar
     chunk = _load_chunk(file, ("step", "tokens"))
     step, tokens = chunk["step"], chunk["tokens"]
     if step.ndim != 1 or tokens.shape != (len(step), *shape):
-        raise ValueError(
-            f"{file}: steps {step.shape} and counts {tokens.shape}, the manifest says {shape} (L, E)"
-        )
+        raise ValueError(f"{file}: steps {step.shape} and counts {tokens.shape}, the manifest says {shape} (L, E)")
     if len(step) == 0 or (step[0], step[-1]) != _span(file):
         raise ValueError(f"{file}: the steps inside are not those of its name")
     return step, tokens

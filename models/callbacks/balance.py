@@ -23,12 +23,13 @@ class BalanceMonitor(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx % self.every == 0:
+        # the n-th step, as Lightning's loggers count: another one would be written under the n-th's number
+        if (batch_idx + 1) % (self.every * trainer.accumulate_grad_batches) == 0:
             for name, values in balance(outputs["loads"]).items():
                 pl_module.log_dict({f"balance/{name}/layer_{i}": value for i, value in enumerate(values)})
 
 
-def balance(loads_LE: Integer[Tensor, "L E"]) -> dict[str, Float[Tensor, "L"]]:
+def balance(loads_LE: Integer[Tensor, "L E"]) -> dict[str, Float[Tensor, " L"]]:
     """Balance of each layer (L,) from its expert loads: 1 / 0 / 1 / 0 when even.
 
     max_over_mean; cv = standard deviation over mean; entropy over its maximum log(E); dead = share of experts without

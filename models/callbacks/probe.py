@@ -77,9 +77,7 @@ class NoiseRecorder(L.Callback):
 def route(module: L.LightningModule, batches: list[Tensor]) -> np.ndarray:
     """Loads (R, L, E) of R batches under the module's present weights; leaves no trace in the module."""
     with torch.no_grad(), _unobserved(module):
-        loads = [
-            torch.stack([layer.load for layer in module(tokens.to(module.device)).moe]) for tokens in batches
-        ]
+        loads = [torch.stack([layer.load for layer in module(tokens.to(module.device)).moe]) for tokens in batches]
     return torch.stack(loads).cpu().numpy()
 
 
@@ -88,16 +86,17 @@ def _unobserved(module: L.LightningModule) -> Iterator[None]:
     """Evaluation mode, and routers' random states as they were afterwards: observing must not change training."""
     stateful = [m for m in module.modules() if type(m).get_extra_state is not torch.nn.Module.get_extra_state]
     states = [m.get_extra_state() for m in stateful]
-    was_training = module.training
+    modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        module.train(was_training)
+        for submodule, was_training in modes:
+            submodule.training = was_training
         for submodule, state in zip(stateful, states, strict=True):
             submodule.set_extra_state(state)
 
 
 def _writer(folder: Path, source: TraceSource, module: L.LightningModule) -> TraceWriter:
-    assert isinstance(module, LanguageModel) and module.transformer is not None
-    return TraceWriter(folder, source, module.transformer.num_moe_layers, module.transformer.num_experts)
+    assert isinstance(module, LanguageModel)
+    return TraceWriter(folder, source, module.decoder.num_moe_layers, module.decoder.num_experts)

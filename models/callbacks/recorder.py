@@ -26,13 +26,9 @@ class LoadRecorder(L.Callback):
         routing_every: sample the routing of rank 0's first micro-batch every n steps; 0 = never.
     """
 
-    def __init__(
-        self, folder: Path, source: TraceSource, chunk_steps: int = 200, routing_every: int = 0
-    ) -> None:
+    def __init__(self, folder: Path, source: TraceSource, chunk_steps: int = 200, routing_every: int = 0) -> None:
         if chunk_steps < 1 or routing_every < 0:
-            raise ValueError(
-                f"need chunk_steps >= 1 and routing_every >= 0, got {chunk_steps} and {routing_every}"
-            )
+            raise ValueError(f"need chunk_steps >= 1 and routing_every >= 0, got {chunk_steps} and {routing_every}")
         self.folder, self.source = Path(folder), source
         self.chunk_steps, self.routing_every = chunk_steps, routing_every
         self._steps: list[int] = []
@@ -40,9 +36,9 @@ class LoadRecorder(L.Callback):
         self._writer: TraceWriter | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert isinstance(pl_module, LanguageModel) and pl_module.transformer is not None
+        assert isinstance(pl_module, LanguageModel)
         if trainer.is_global_zero:
-            decoder = pl_module.transformer
+            decoder = pl_module.decoder
             self._writer = TraceWriter(self.folder, self.source, decoder.num_moe_layers, decoder.num_experts)
             self._writer.rewind(trainer.global_step)
 
@@ -72,9 +68,7 @@ class LoadRecorder(L.Callback):
             self._writer.write_loads(np.asarray(self._steps), loads_SLE.cpu().numpy())
         self._steps, self._loads = [], []
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.flush()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

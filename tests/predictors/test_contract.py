@@ -101,7 +101,6 @@ class TestContract:
 def test_arima_and_its_partner_forecast_the_same_series(make_trace):
     past = make_trace(seed=1).tokens
     arima, partner = (
-        ready(CONF / name, make_trace(seed=2)).forecast(past, 3)
-        for name in ("arima.yaml", "sw_avg_100_sampled.yaml")
+        ready(CONF / name, make_trace(seed=2)).forecast(past, 3) for name in ("arima.yaml", "sw_avg_100_sampled.yaml")
     )
     np.testing.assert_array_equal(np.isnan(arima), np.isnan(partner))

@@ -81,19 +81,14 @@ def test_few_batches_are_not_flattered_by_their_own_mean():
     share = np.full((1, 32), 1 / 32)
     three = [empirical_floor(rng.multinomial(8000, share, size=(3, len(share))), [1]) for _ in range(200)]
     found = np.mean([floor["total_variation"] for floor in three])
-    assert found == pytest.approx(
-        multinomial_floor(share, 8000, 1, [1], 2000)["total_variation"].item(), rel=0.02
-    )
+    assert found == pytest.approx(multinomial_floor(share, 8000, 1, [1], 2000)["total_variation"].item(), rel=0.02)
 
 
 def test_the_empirical_floor_sees_tokens_that_come_in_groups():
     """Four copies of every token double the deviation; the multinomial floor cannot know."""
     share = np.full((1, 16), 1 / 16)
     counts = 4 * np.random.default_rng(8).multinomial(1000, share, size=(400, len(share)))
-    ratio = (
-        empirical_floor(counts, [1])["total_variation"]
-        / multinomial_floor(share, 4000, 1, [1])["total_variation"]
-    )
+    ratio = empirical_floor(counts, [1])["total_variation"] / multinomial_floor(share, 4000, 1, [1])["total_variation"]
     assert ratio.item() == pytest.approx(2.0, rel=0.1)
 
 

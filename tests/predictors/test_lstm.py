@@ -16,9 +16,7 @@ from predictors.windows import SlidingWindow
 TOY = {"learning_rates": [1e-3], "hidden_sizes": [8], "num_steps": 5, "num_bins": 6, "bin_steps": 5}
 
 
-@given(
-    origin=st.integers(1, 40), num_bins=st.integers(1, 6), bin_steps=st.integers(1, 9), seed=st.integers(0, 9)
-)
+@given(origin=st.integers(1, 40), num_bins=st.integers(1, 6), bin_steps=st.integers(1, 9), seed=st.integers(0, 9))
 def test_bins_equal_the_slow_means(origin, num_bins, bin_steps, seed):
     run = np.random.default_rng(seed).random((40, 2, 3))
     found = past_bins(running_total(run), np.array([origin]), num_bins, bin_steps)[0]
@@ -71,9 +69,7 @@ def test_it_learns_from_other_runs_what_a_window_cannot_know(as_trace):
     lstm = Lstm([5e-3], [32], [True], num_steps=200, num_bins=8, anchor_steps=20, validation_share=0.2)
     lstm.fit(runs[:3])
     past, future = runs[3].tokens[:80], runs[3].tokens[80:280]
-    learned, window = (
-        total_variation(p.forecast(past, 200), future).mean() for p in (lstm, SlidingWindow(20))
-    )
+    learned, window = (total_variation(p.forecast(past, 200), future).mean() for p in (lstm, SlidingWindow(20)))
     assert learned < 0.7 * window
 
 

@@ -1,0 +1,47 @@
+"""Shared by the tests of entry points."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from traces.load import TraceSource
+from traces.store import TraceWriter
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run_module() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `python -m benchmarks.NAME ARGUMENTS` from the repository's root."""
+
+    def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", f"benchmarks.{name}", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+@pytest.fixture
+def trace_folder(tmp_path: Path) -> Path:
+    """A recorded trace in which 8 experts of 2 layers relax towards a steady load: 400 steps of 4,096 tokens, top-2."""
+    rng = np.random.default_rng(0)
+    step = np.arange(400)
+    target = rng.dirichlet(np.full(8, 20.0), size=2)
+    start = rng.dirichlet(np.full(8, 2.0), size=2)
+    mix = np.exp(-step / 30)[:, None, None]
+    tokens = rng.multinomial(8192, mix * start + (1 - mix) * target)
+    source = TraceSource("toy", "TopK", 0, 4096, 2, "none", "0")
+    writer = TraceWriter(tmp_path / "trace", source, 2, 8)
+    writer.write_loads(step, tokens)
+    return tmp_path / "trace"

@@ -1,0 +1,87 @@
+"""A cell is measured once, says what went wrong in one line, and tells where its figures come from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from benchmarks.cell import Measurement, fingerprint, machine, run_cell, versions
+from benchmarks.record import Record, read_records
+
+
+def config(tmp_path: Path, **more: Any) -> DictConfig:
+    return OmegaConf.create(
+        {
+            "experiment": "toy",
+            "entry": "toy",
+            "scale": "smoke",
+            "outputs": str(tmp_path),
+            "logger": {"_target_": "benchmarks.tracking.CsvTracker"},
+            **more,
+        }
+    )
+
+
+def one_row(cfg: DictConfig, folder: Path, tracker: Any) -> Measurement:
+    row = Record("toy", "smoke", "cpu", "s", 0, "-", "figure", 1.5, "")
+    return Measurement([row], [{"figure": "f"}], "data")
+
+
+def test_cell_writes_records_curves_and_provenance(tmp_path: Path) -> None:
+    folder = run_cell(config(tmp_path), ["a", "b"], one_row)
+    cell = json.loads((folder / "cell.json").read_text())
+    assert folder.name.startswith("a-b-")
+    assert [row.cell for row in read_records(folder / "records.csv")] == [cell["cell"]]
+    assert json.loads((folder / "curves.json").read_text()) == {"curves": [{"figure": "f"}]}
+    assert cell["data_fingerprint"] == "data"
+    assert cell["versions"]["torch"] == versions()["torch"] != "absent"
+
+
+def test_finished_cell_is_not_measured_again(tmp_path: Path) -> None:
+    def never(*_: Any) -> Measurement:
+        raise AssertionError("measured twice")
+
+    folder = run_cell(config(tmp_path), ["a"], one_row)
+    assert run_cell(config(tmp_path), ["a"], never) == folder
+
+
+def test_interrupted_cell_is_measured_again(tmp_path: Path) -> None:
+    folder = run_cell(config(tmp_path), ["a"], one_row)
+    (folder / "cell.json").unlink()
+    run_cell(config(tmp_path), ["a"], one_row)
+    assert (folder / "cell.json").exists()
+
+
+@pytest.mark.parametrize("fault", [ValueError("K = 9 exceeds E = 8"), FileNotFoundError("no corpus"), ImportError("x")])
+def test_user_s_fault_is_one_line_and_leaves_no_result(tmp_path: Path, fault: Exception) -> None:
+    def wrong(*_: Any) -> Measurement:
+        raise fault
+
+    with pytest.raises(SystemExit, match=f"^error: {fault}$"):
+        run_cell(config(tmp_path), ["a"], wrong)
+    assert not list(tmp_path.rglob("cell.json"))
+
+
+def test_the_innermost_cause_is_told(tmp_path: Path) -> None:
+    def wrong(*_: Any) -> Measurement:
+        instantiate({"_target_": "predictors.windows.SlidingWindow", "window": 0})
+        raise AssertionError("not reached")
+
+    with pytest.raises(SystemExit, match=r"^error: .*window.* 0"):
+        run_cell(config(tmp_path), ["a"], wrong)
+
+
+def test_fingerprint_follows_what_is_measured(tmp_path: Path) -> None:
+    plain = fingerprint(config(tmp_path))
+    assert fingerprint(config(tmp_path, title="other", expect=[1])) == plain
+    assert fingerprint(config(tmp_path, window=3)) != plain
+
+
+def test_machine_does_not_name_the_node() -> None:
+    import platform
+
+    assert platform.node() not in machine()
+    assert "cores" in machine()

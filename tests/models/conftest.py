@@ -1,0 +1,137 @@
+"""Tiny models, their text, and a Lightning Trainer for them."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from models.dispatch import LocalDispatcher
+from models.experts import LoopExperts
+from models.language_model import LanguageModel
+from models.moe import MoELayer
+from models.stream import Blocks, TokenStream
+from models.transformer import Transformer
+from routers.base import Routing
+from routers.topk import TopK
+from traces.load import TraceSource
+
+SEQUENCE_LENGTH, SEQUENCES_PER_BATCH = 8, 4
+
+
+@pytest.fixture
+def make_routing() -> Callable[..., Routing]:
+    """A Routing of given choices (T, K): scores and weights are random, weight 0 where the choice is -1."""
+
+    def make(expert_indices: torch.Tensor, num_experts: int, seed: int = 0) -> Routing:
+        generator = torch.Generator().manual_seed(seed)
+        scores = torch.rand(len(expert_indices), num_experts, generator=generator).softmax(-1)
+        weights = torch.rand(expert_indices.shape, generator=generator) * (expert_indices >= 0)
+        return Routing(scores, weights, expert_indices)
+
+    return make
+
+
+@pytest.fixture
+def make_layer() -> Callable[..., MoELayer]:
+    """An MoE layer whose weights are large enough to matter."""
+
+    def make(
+        router: Callable = TopK, dim: int = 8, num_experts: int = 4, capacity_factor: float | None = None, **options: Any
+    ) -> MoELayer:
+        torch.manual_seed(0)
+        gate = router(dim, num_experts, 0, **({"top_k": 2} | options))
+        return MoELayer(gate, LoopExperts(num_experts, dim, 12, init_std=0.5), LocalDispatcher(), capacity_factor)
+
+    return make
+
+
+@pytest.fixture
+def make_transformer() -> Callable[..., Transformer]:
+    """Two blocks, four experts, top-2, vocabulary 32; weights drawn from seed 0."""
+
+    def make(**changes: Any) -> Transformer:
+        arguments: dict[str, Any] = {
+            "vocab_size": 32,
+            "sequence_length": SEQUENCE_LENGTH,
+            "dim": 16,
+            "num_layers": 2,
+            "num_heads": 2,
+            "num_experts": 4,
+            "expert_dim": 16,
+            "router": partial(TopK, top_k=2, balance_weight=0.01),
+            "experts": LoopExperts,
+            "dispatcher": LocalDispatcher(),
+            "moe_every": 1,
+        }
+        torch.manual_seed(0)
+        return Transformer(**(arguments | changes))
+
+    return make
+
+
+@pytest.fixture
+def make_module(make_transformer) -> Callable[..., LanguageModel]:
+    """The LightningModule around `make_transformer`; `transformer` holds changes of the decoder."""
+
+    def make(transformer: dict[str, Any] | None = None, **changes: Any) -> LanguageModel:
+        arguments = {"learning_rate": 0.01, "final_learning_rate": 0.001, "warmup_steps": 2, "total_steps": 12}
+        return LanguageModel(partial(make_transformer, **(transformer or {})), **(arguments | changes))
+
+    return make
+
+
+@pytest.fixture
+def stream() -> TokenStream:
+    """Batches of two domains whose tokens follow one another by rule."""
+    rng = np.random.default_rng(0)
+    tokens = {"even": 2 * rng.integers(0, 16, 200), "odd": 2 * rng.integers(0, 16, 200) + 1}
+    blocks = Blocks({name: array.astype(np.uint16) for name, array in tokens.items()}, SEQUENCE_LENGTH)
+    return TokenStream(blocks, SEQUENCES_PER_BATCH, seed=0)
+
+
+@pytest.fixture
+def source() -> TraceSource:
+    """Of a step of one batch."""
+    return TraceSource("tiny", "TopK", 0, SEQUENCES_PER_BATCH * SEQUENCE_LENGTH, 2, "none", "0")
+
+
+class Losses(L.Callback):
+    """Keeps every micro-batch's loss, bit by bit."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.values.append(outputs["loss"].item())
+
+
+@pytest.fixture
+def fit(make_module, stream, tmp_path) -> Callable[..., tuple[L.Trainer, list[float]]]:
+    """Train on the stream for `steps` optimiser steps and return the trainer and every micro-batch's loss."""
+    from models.data import StreamLoader
+
+    def fit(
+        callbacks: list[L.Callback] = (), *, steps: int = 12, ckpt_path=None, module=None, accumulate: int = 1, **options
+    ) -> tuple[L.Trainer, list[float]]:
+        losses = Losses()
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            accumulate_grad_batches=accumulate,
+            callbacks=[losses, *callbacks],
+            default_root_dir=tmp_path,
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **({"logger": False, "enable_checkpointing": False} | options),
+        )
+        # one Lightning epoch, as in benchmarks/train.py
+        loader = StreamLoader(stream, 12 * accumulate, {"stream": 0})
+        trainer.fit(module or make_module(), loader, ckpt_path=ckpt_path, weights_only=True)
+        return trainer, losses.values
+
+    return fit

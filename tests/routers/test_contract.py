@@ -1,0 +1,143 @@
+"""Every YAML in conf/router keeps the contract: a new file is tested without a new test."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from routers.base import Router, Routing
+from routers.losses import count_tokens
+
+CONF = Path(__file__).parents[2] / "conf" / "router"
+FILES = sorted(CONF.glob("*.yaml"))
+D, E, T = 16, 8, 24
+
+
+def build(path: Path, *, layer: int = 0, **changes) -> Router:
+    config = OmegaConf.create({"seed": 3, "router": OmegaConf.load(path)})
+    torch.manual_seed(0)
+    return instantiate(config.router, **changes)(D, E, layer)
+
+
+def inputs(num_tokens: int = T, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x_TD = torch.randn(num_tokens, D, generator=generator)
+    return x_TD, torch.randint(100, (num_tokens,), generator=generator)
+
+
+def assert_routing(router: Router, routing: Routing, num_tokens: int) -> None:
+    """Shapes, K distinct experts, and weights that fit them."""
+    chosen, weights = routing.expert_indices, routing.expert_weights
+    assert routing.scores.shape == (num_tokens, E)
+    assert chosen.shape == weights.shape == (num_tokens, router.top_k)
+    assert chosen.dtype == torch.int64
+    assert ((chosen >= -1) & (chosen < E)).all()
+    for token in chosen.tolist():
+        taken = [expert for expert in token if expert >= 0]
+        assert len(set(taken)) == len(taken)
+    assert (weights >= 0).all()
+    assert (weights[chosen < 0] == 0).all()
+    if router.renormalise:
+        served = (chosen >= 0).any(-1)
+        torch.testing.assert_close(weights.sum(-1), served.to(weights.dtype), atol=1e-5, rtol=0)
+
+
+def test_there_are_routers():
+    assert {"topk", "random", "uniform"} <= {path.stem for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+class TestContract:
+    def test_says_what_it_is(self, path):
+        assert path.read_text().startswith("# ")
+
+    @pytest.mark.parametrize("num_tokens", [T, 1, 0])
+    def test_routing_is_valid(self, path, num_tokens):
+        router = build(path)
+        assert_routing(router, router(*inputs(num_tokens)), num_tokens)
+
+    @pytest.mark.parametrize("renormalise", [True, False])
+    @pytest.mark.parametrize("top_k", [1, E])
+    def test_takes_one_expert_and_all(self, path, top_k, renormalise):
+        router = build(path, top_k=top_k, renormalise=renormalise)
+        assert_routing(router, router(*inputs()), T)
+
+    def test_sequences_are_flattened(self, path):
+        x_TD, token_ids = inputs()
+        flat, nested = build(path)(x_TD, token_ids), build(path)(x_TD.view(4, 6, D), token_ids)
+        assert all(torch.equal(a, b) for a, b in zip(flat, nested, strict=True))
+
+    def test_is_deterministic(self, path):
+        first, second = (build(path)(*inputs()) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+    def test_goes_on_from_its_state(self, path):
+        router, copy = build(path), build(path, layer=1)
+        router(*inputs())
+        copy.load_state_dict(router.state_dict())
+        assert torch.equal(router(*inputs(seed=1)).expert_indices, copy(*inputs(seed=1)).expert_indices)
+
+    def test_gradients_reach_the_gate(self, path):
+        router = build(path)
+        weights = router(*inputs()).expert_weights
+        if not weights.requires_grad:
+            pytest.skip("this method's weights do not depend on the scores")
+        (weights * torch.arange(1, router.top_k + 1)).sum().backward()
+        assert router.gate.weight.grad.abs().sum() > 0
+
+    def test_half_precision_is_scored_in_single(self, path):
+        x_TD, token_ids = inputs()
+        router = build(path).bfloat16()
+        routing = router(x_TD.bfloat16(), token_ids)
+        assert_routing(router, routing, T)
+        assert routing.scores.dtype == torch.float32
+
+    @pytest.mark.parametrize("num_tokens", [T, 1, 0])
+    def test_losses_are_finite_and_reach_the_gate(self, path, num_tokens):
+        router = build(path, balance_weight=0.5, z_weight=0.25)
+        x_TD, token_ids = inputs(num_tokens)
+        logits = router.gate(x_TD)
+        losses = router.losses(logits, router.route(logits, token_ids))
+        assert {"balance", "z"} <= losses.keys()
+        assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
+        sum(losses.values()).backward()
+        assert router.gate.weight.grad.isfinite().all()
+        assert (router.gate.weight.grad.abs().sum() > 0) == (num_tokens > 0)
+
+    def test_losses_of_weight_zero_are_left_out(self, path):
+        router = build(path, balance_weight=0.0, z_weight=0.0)
+        logits = router.gate(inputs()[0])
+        assert not {"balance", "z"} & router.losses(logits, router.route(logits)).keys()
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"top_k": 0}, r"top_k .* 8, got 0"),
+            ({"top_k": 9}, r"top_k .* 8, got 9"),
+            ({"balance_weight": -0.5}, "balance_weight=-0.5"),
+            ({"z_weight": -0.25}, "z_weight=-0.25"),
+        ],
+    )
+    def test_bad_value_is_named(self, path, changes, message):
+        with pytest.raises(Exception, match=message) as caught:
+            build(path, **changes)
+        assert isinstance(caught.value.__cause__ or caught.value, ValueError)
+
+    def test_misspelt_key_is_an_error(self, path):
+        with pytest.raises(Exception, match="topk"):
+            build(path, topk=2)
+
+
+def test_permuting_the_experts_permutes_choices_and_loads():
+    permutation = torch.randperm(E, generator=torch.Generator().manual_seed(1))
+    router, permuted = build(CONF / "topk.yaml"), build(CONF / "topk.yaml")
+    with torch.no_grad():
+        # expert e of the permuted gate is expert permutation[e] of the other
+        permuted.gate.weight.copy_(router.gate.weight[permutation])
+    routing, other = router(*inputs()), permuted(*inputs())
+    assert torch.equal(routing.expert_indices, permutation[other.expert_indices])
+    loads, other_loads = (count_tokens(r.expert_indices, E) for r in (routing, other))
+    assert torch.equal(loads[permutation], other_loads)
+    torch.testing.assert_close(routing.expert_weights, other.expert_weights)
