@@ -7,6 +7,7 @@ A cell is identified by its composed configuration. Its folder holds what the ce
     cell.json       configuration, code, machine, time; written last, so that its presence means: finished
 """
 
+import datetime
 import hashlib
 import json
 import os
@@ -128,6 +129,7 @@ def _write(config: DictConfig, folder: Path, measurement: Measurement, seconds: 
         data_fingerprint=measurement.data_fingerprint,
         seconds=round(seconds, 1),
         run_id=run_id,
+        recorded=datetime.date.today().isoformat(),
     )
     write_records(folder / "records.csv", [replace(row, cell=cell.cell) for row in measurement.records])
     write_text_atomically(folder / "curves.json", json.dumps({"curves": measurement.curves}))

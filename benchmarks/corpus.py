@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import corpus_readers as readers
-from models.corpus import SEPARATOR, write_atomically
+from models.corpus import SEPARATOR
+from traces.atomic import write_bytes_atomically
 
 SHIPPED_BYTES = 1_000_000
 """Text of one domain in the shipped sample."""
@@ -188,7 +189,7 @@ def build(names: Iterable[str], output: Path, ship: bool) -> dict[str, dict]:
             flush=True,
         )
     content = json.dumps({"separator": SEPARATOR, "domains": sources}, indent=2) + "\n"
-    write_atomically(output / "SOURCES.json", content.encode())
+    write_bytes_atomically(output / "SOURCES.json", content.encode())
     return sources
 
 
@@ -196,7 +197,7 @@ def write_domain(name: str, documents: list[str], output: Path, compress: bool) 
     """Writes one domain's file; returns its entry for SOURCES.json (sha256 and bytes of the bare text)."""
     text = SEPARATOR.join(documents).encode()
     file = f"{name}.txt.xz" if compress else f"{name}.txt"
-    write_atomically(output / file, lzma.compress(text, preset=9 | lzma.PRESET_EXTREME) if compress else text)
+    write_bytes_atomically(output / file, lzma.compress(text, preset=9 | lzma.PRESET_EXTREME) if compress else text)
     digest = hashlib.sha256(text).hexdigest()
     return {"file": file, "sha256": digest, "bytes": len(text), "documents": len(documents)}
 

@@ -75,10 +75,15 @@ def read_curves(folder: Path) -> list[Curve]:
     curves = []
     for path in sorted(folder.glob("*.json")):
         try:
-            curves += [_parse_curve(item) for item in json.loads(path.read_text(encoding="utf-8"))["curves"]]
+            curves += parse_curves(json.loads(path.read_text(encoding="utf-8"))["curves"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a list of curves ({error})") from None
     return curves
+
+
+def parse_curves(items: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """Curves from a cell's plain data; KeyError, TypeError or ValueError where something is missing or no number."""
+    return [_parse_curve(item) for item in items]
 
 
 def draw_figures(records: Sequence[Record], curves: Sequence[Curve], cells: Sequence[Cell]) -> list[Figure]:
@@ -106,7 +111,7 @@ class _Marks:
     thresholds: list[float]
 
 
-def _parse_curve(item: dict[str, Any]) -> Curve:
+def _parse_curve(item: Mapping[str, Any]) -> Curve:
     x = [float(value) for value in item["x"]]
     y = [None if value is None else float(value) for value in item["y"]]
     curve = Curve(**{**item, "x": x, "y": y})

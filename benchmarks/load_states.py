@@ -27,6 +27,7 @@ from traces.load import LoadTrace
 from traces.store import read_loads
 
 EDGE = 10  # the run's first and last tenth are compared
+SHOWN_STEPS = 250
 
 
 def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
@@ -39,7 +40,9 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     add_sensitivity(rows, trace, config)
     if config.trace.path is None:
         add_probe(rows, curves, read_loads(training_folder(config) / "probe"))
-    add_proportions(curves, trace)
+    if config.seed == 0:
+        # the report shows one run's
+        add_proportions(curves, trace)
     return Measurement(rows.records, curves.series, trace.source.fingerprint())
 
 
@@ -60,8 +63,8 @@ def add_fluctuation(rows: Rows, curves: Curves, trace: LoadTrace, windows: list[
 
 
 def add_states(rows: Rows, curves: Curves, trace: LoadTrace, states: States) -> None:
-    """Our detector's verdict: from which step on each layer is stable; -1 where it never is."""
-    rows.by_layer("stable_step", states.stable_step.astype(float))
+    """Our detector's verdict: from which step on each layer is stable."""
+    rows.by_layer("stable_step", stable_step(states.stable_step))
     rows.add("stable_share", float((states.stable_step >= 0).mean()))
     rows.by_layer("stable_time", states.stable.mean(0))
     rows.by_layer("noise_dispersion", np.nanmean(noise_dispersion(trace.tokens, 100), axis=0))
@@ -74,7 +77,12 @@ def add_sensitivity(rows: Rows, trace: LoadTrace, config: DictConfig) -> None:
     steps = sensitivity(trace.proportion, windows, thresholds)
     for i, window in enumerate(windows):
         for j, threshold in enumerate(thresholds):
-            rows.by_layer("stable_step", steps[i, j].astype(float), method=f"w{window}_t{threshold}")
+            rows.by_layer("stable_step", stable_step(steps[i, j]), method=f"w{window}_t{threshold}")
+
+
+def stable_step(step_L: np.ndarray) -> np.ndarray:
+    """Steps with infinity for never (-1), so that a mean over layers cannot pass for an early one."""
+    return np.where(step_L < 0, np.inf, step_L)
 
 
 def add_probe(rows: Rows, curves: Curves, probe: LoadTrace) -> None:
@@ -88,11 +96,12 @@ def add_probe(rows: Rows, curves: Curves, probe: LoadTrace) -> None:
 
 
 def add_proportions(curves: Curves, trace: LoadTrace) -> None:
-    """Every expert's share over training, a panel a layer."""
+    """Every expert's share over training, a panel a layer: single steps, as means would hide the fluctuation."""
+    shown = slice(None, None, -(-len(trace.step) // SHOWN_STEPS))
     for layer in range(trace.num_layers):
         for expert in range(trace.num_experts):
-            share = trace.proportion[:, layer, expert]
-            curves.add("load_proportion", f"layer {layer}", f"expert {expert}", trace.step, share, points=80)
+            share = trace.proportion[shown, layer, expert]
+            curves.add("load_proportion", f"layer {layer}", f"expert {expert}", trace.step[shown], share, SHOWN_STEPS)
 
 
 def edges(values_SL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

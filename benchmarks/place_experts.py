@@ -25,59 +25,70 @@ from predictors.backtest import forecast_at, rolling_origins
 from predictors.states import detect_states
 
 Planner = Callable[[np.ndarray], Placement]
+CONTIGUOUS, LOWER_BOUND = "contiguous", "lower_bound"
 
 
 def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     """Plan at every origin, then score the plan on the iterations after it."""
     trace = read_run(config)
-    topology: Topology = instantiate(config.topology)
-    fixed = partial(_plan, contiguous, topology=topology)
-    planner = partial(_plan, instantiate(config.placement), topology=topology)
     predictor = build_predictor(config)
-    rows = Rows(config, ground="trace")
     horizons = list(config.backtest.horizons)
     cutoffs = rolling_origins(trace, config.backtest.first, config.backtest.stride, max(horizons))
+    forecasts = [forecast_at(predictor, trace, int(cutoff), max(horizons)).proportion for cutoff in cutoffs]
     stable_OL = detect_states(trace.proportion, **config.detector).stable[cutoffs - 1]
+    topology: Topology = instantiate(config.topology)
+    planner = partial(_plan, instantiate(config.placement), topology=topology)
+    rows = Rows(config, ground="trace")
     for horizon in horizons:
-        scores: dict[str, list[np.ndarray]] = {}
-        for cutoff in cutoffs:
-            expected_LE = forecast_at(predictor, trace, int(cutoff), horizon).proportion.mean(0)
-            future_HLE = trace.proportion[cutoff : cutoff + horizon]
-            plans = {
-                "contiguous": fixed(expected_LE),
-                planned_by(): planner(expected_LE),
-                # knows the mean load that comes: what a perfect forecast would have let the planner do
-                "oracle": planner(future_HLE.mean(0)),
-            }
-            for name, plan in plans.items():
-                scores.setdefault(name, []).append(max_over_mean(device_load(future_HLE, plan)).mean(0))
-            bound = lower_bound(future_HLE, topology.num_devices).mean(0)
-            scores.setdefault("lower_bound", []).append(bound)
+        futures = [trace.proportion[cutoff : cutoff + horizon] for cutoff in cutoffs]
+        scores = score(planner, topology, [forecast[:horizon] for forecast in forecasts], futures)
         for state, chosen_OL in (("transient", ~stable_OL), ("stable", stable_OL)):
-            add_scores(rows, {k: np.stack(v) for k, v in scores.items()}, horizon, state, chosen_OL)
+            add_scores(rows, scores, horizon, state, chosen_OL)
     return Measurement(rows.records, data_fingerprint=trace.source.fingerprint())
 
 
+def score(
+    planner: Planner, topology: Topology, forecasts: list[np.ndarray], futures: list[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Device load max/mean (O, L) by method, each iteration of the future by itself and then averaged."""
+    fixed = _plan(contiguous, futures[0][0], topology=topology)
+    found: dict[str, list[np.ndarray]] = {}
+    for forecast_HLE, future_HLE in zip(forecasts, futures, strict=True):
+        plans = {
+            CONTIGUOUS: fixed,
+            planned_by(): planner(forecast_HLE.mean(0)),
+            # what the same planner would do if it knew the mean load that comes
+            oracle(): planner(future_HLE.mean(0)),
+        }
+        for name, plan in plans.items():
+            found.setdefault(name, []).append(max_over_mean(device_load(future_HLE, plan)).mean(0))
+        found.setdefault(LOWER_BOUND, []).append(lower_bound(future_HLE, topology.num_devices).mean(0))
+    return {name: np.stack(values) for name, values in found.items()}
+
+
 def add_scores(rows: Rows, scores: dict[str, np.ndarray], horizon: int, state: str, chosen_OL: np.ndarray) -> None:
-    """Rows of device load (O, L) by method, and the share of the oracle's saving that the forecast kept."""
+    """Rows of device load by method, and the share of the oracle's saving that the forecast kept."""
     means = {name: mean_where(values_OL, chosen_OL, axis=0) for name, values_OL in scores.items()}
     for name, values_L in means.items():
         rows.by_layer("device_max_over_mean", values_L, method=name, horizon=horizon, state=state)
-    fixed, oracle, planned = (
-        np.nanmean(means[n]) if chosen_OL.any() else np.nan for n in ("contiguous", "oracle", planned_by())
-    )
-    rows.add(
-        "saving_kept",
-        float((fixed - planned) / (fixed - oracle)),
-        method=planned_by(),
-        horizon=horizon,
-        state=state,
-    )
+    if chosen_OL.any():
+        saved = {name: np.nanmean(means[CONTIGUOUS] - means[name]) for name in (planned_by(), oracle())}
+        kept = float(saved[planned_by()] / saved[oracle()])
+        rows.add("saving_kept", kept, method=planned_by(), horizon=horizon, state=state)
 
 
 def planned_by() -> str:
     """The method's name in the records: planner and predictor."""
-    return f"{HydraConfig.get().runtime.choices['placement']}/{method_name()}"
+    return f"{_choices()['placement']}/{method_name()}"
+
+
+def oracle() -> str:
+    """The same planner's name when it knows the load that comes."""
+    return f"{_choices()['placement']}/oracle"
+
+
+def _choices() -> Any:
+    return HydraConfig.get().runtime.choices
 
 
 def _plan(planner: Callable[..., Placement], load_LE: np.ndarray, topology: Topology) -> Placement:

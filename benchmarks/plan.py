@@ -48,8 +48,8 @@ class Stage:
 
 
 def experiment_names() -> list[str]:
-    """Every experiment in conf/experiment, in the order in which they build on one another."""
-    return sorted((p.stem for p in EXPERIMENTS.glob("*.yaml")), key=lambda name: (-_minutes(name), name))
+    """Every experiment in conf/experiment, in the report's order."""
+    return sorted((path.stem for path in EXPERIMENTS.glob("*.yaml")), key=lambda name: load_experiment(name)["order"])
 
 
 def load_experiment(name: str) -> dict[str, Any]:
@@ -62,10 +62,6 @@ def load_experiment(name: str) -> dict[str, Any]:
     plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     assert isinstance(plain, dict)
     return plain  # type: ignore[return-value]
-
-
-def _minutes(name: str) -> float:
-    return float(load_experiment(name)["minutes"]["full"])
 
 
 def cell_overrides(experiment: dict[str, Any], scale: str) -> list[list[str]]:

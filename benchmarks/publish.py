@@ -56,9 +56,7 @@ def replace_folder(source: Path, target: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.publish", description="Copy finished results."
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.publish", description="Copy finished results.")
     parser.add_argument("scale", help="which outputs/SCALE/report")
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="default: all that are there")
     parser.add_argument("--allow-failed", action="store_true", help="publish although cells could not run")
@@ -68,9 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     source = options.outputs / options.scale / "report"
     try:
-        names = publish(
-            source, options.results, options.experiments, options.scale, options.conf, options.allow_failed
-        )
+        names = publish(source, options.results, options.experiments, options.scale, options.conf, options.allow_failed)
     except ValueError as error:
         raise SystemExit(f"error: {error}; {options.results} is as it was") from error
     print(f"published {', '.join(names)}: {options.results / 'report.html'}")
@@ -84,9 +80,7 @@ def _check(folder: Path, conf: Path, scale: str, allow_failed: bool) -> None:
         raise ValueError(f"{folder}: records of scale {', '.join(sorted(scales))}, not {scale}")
     if experiment.failed and not allow_failed:
         cells = "; ".join(f"{cell.cell}: {cell.reason}" for cell in experiment.failed)
-        raise ValueError(
-            f"{folder}: {len(experiment.failed)} cells could not run ({cells}); see --allow-failed"
-        )
+        raise ValueError(f"{folder}: {len(experiment.failed)} cells could not run ({cells}); see --allow-failed")
 
 
 if __name__ == "__main__":

@@ -86,9 +86,7 @@ def write(root: Path, sections: list[Section]) -> None:
         "palette": {mode: Markup(palette_css(mode)) for mode in ("light", "dark")},
     }
     files = FileSystemLoader(HERE / "templates")
-    page = Environment(
-        loader=files, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True
-    )
+    page = Environment(loader=files, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
     text = Environment(loader=files, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
     numbers = itertools.count()
@@ -121,9 +119,7 @@ def print_verdicts(sections: list[Section], console: Console) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line: render and print the verdicts."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description="Write a results folder's report."
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description="Write a results folder's report.")
     parser.add_argument("root", nargs="?", type=Path, default=Path("results"), help="default: %(default)s")
     parser.add_argument("--conf", type=Path, default=CONF, help="folder of experiment/NAME.yaml")
     options = parser.parse_args(arguments)

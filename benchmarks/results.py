@@ -30,6 +30,7 @@ class Experiment:
     """One experiment: its question, what was measured and what that says about each claim."""
 
     name: str
+    order: int
     title: str
     question: str
     run: str
@@ -42,7 +43,7 @@ class Experiment:
 
 
 def read_results(root: Path, conf: Path) -> list[Experiment]:
-    """All experiments under `root`, by name; hidden folders are not experiments.
+    """All experiments under `root`, in the order that their YAML files give; hidden folders are not experiments.
 
     Args:
         root: holds a folder an experiment.
@@ -51,7 +52,8 @@ def read_results(root: Path, conf: Path) -> list[Experiment]:
     Raises:
         ValueError: there is no such folder, or a file in it cannot be read; the message names it.
     """
-    return [read_experiment(folder, conf) for folder in experiment_folders(root)]
+    experiments = [read_experiment(folder, conf) for folder in experiment_folders(root)]
+    return sorted(experiments, key=lambda experiment: (experiment.order, experiment.name))
 
 
 def experiment_folders(root: Path) -> list[Path]:
@@ -72,6 +74,7 @@ def read_experiment(folder: Path, conf: Path) -> Experiment:
         raise ValueError(f"experiment {folder.name}: {error}") from None
     return Experiment(
         name=folder.name,
+        order=int(about.get("order") or 0),
         title=str(about.get("title") or folder.name),
         question=str(about.get("question") or ""),
         run=str(about.get("run") or ""),
@@ -90,9 +93,7 @@ def _read(path: Path, read: Any) -> Any:
 
 def _read_failed(path: Path) -> list[FailedCell]:
     try:
-        return [
-            FailedCell(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line
-        ]
+        return [FailedCell(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a list of failed cells ({error})") from None
 
@@ -105,7 +106,7 @@ def _read_about(path: Path) -> Mapping[str, Any]:
         config = OmegaConf.load(path)
         if not isinstance(config, DictConfig):
             raise ValueError("an experiment is a mapping")
-        keys = [key for key in ("title", "question", "run", "notes", "expect") if key in config]
+        keys = [key for key in ("order", "title", "question", "run", "notes", "expect") if key in config]
         about = OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True)
     except (OmegaConfBaseException, YAMLError, OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from models.corpus import SEPARATOR, read_documents, read_sources, split_documents, write_atomically
+from models.corpus import SEPARATOR, read_documents, read_sources, split_documents
+from traces.atomic import write_bytes_atomically
 
 VOCABULARIES = {"bpe_2k.json": 2_048, "bpe_8k.json": 8_192}
 
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for name, vocab_size in VOCABULARIES.items():
         tokenizer = train_tokenizer(training_documents(options.corpus), vocab_size)
-        write_atomically(options.output / name, (tokenizer.to_str() + "\n").encode())
+        write_bytes_atomically(options.output / name, (tokenizer.to_str() + "\n").encode())
         print(f"{options.output / name}: {tokenizer.get_vocab_size():,d} tokens", flush=True)
 
 

@@ -77,6 +77,8 @@ class WandbTracker:
 
         for record in measurement.records:
             self._run.summary[metric_key(record)] = record.value
+        for name, page in figure_pages(measurement).items():
+            self._run.log({f"figures/{name}": wandb.Html(page, inject=False)})
         artifact = wandb.Artifact(f"cell-{folder.name}", type="cell")
         for path in [*folder.glob("*.csv"), *folder.glob("*.json")]:
             artifact.add_file(str(path))
@@ -100,6 +102,21 @@ class CsvTracker:
 
     def finish(self, folder: Path, measurement: "Measurement") -> None:
         """Nothing to close: records.csv is there already."""
+
+
+def figure_pages(measurement: "Measurement") -> dict[str, str]:
+    """The cell's own figures as small HTML pages, by name; none where the cell has no series."""
+    if not measurement.curves:
+        return {}
+    from benchmarks.figures import draw_figures, parse_curves
+    from benchmarks.svg import palette_css
+
+    style = f"<style>:root {{ {palette_css('light')} }} svg {{ max-width: 34rem; display: block }}</style>"
+    figures = draw_figures(measurement.records, parse_curves(measurement.curves), [])
+    return {
+        figure.name: style + "".join(f"<h4>{panel.title}</h4>{panel.svg}" for panel in figure.panels)
+        for figure in figures
+    }
 
 
 def metric_key(record: Any) -> str:

@@ -9,14 +9,15 @@ documents: that tail is held out, whole documents at a time.
 import hashlib
 import json
 import lzma
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
+
+from traces.atomic import write_atomically
 
 SEPARATOR = "<|endoftext|>"
 """Stands between two documents in a text file and, as one token, after every document in a token array."""
@@ -106,21 +107,6 @@ def split_documents(documents: Sequence[str], domain: str = "") -> tuple[list[st
     return list(documents[:first]), list(documents[first:])
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes beside `path` and renames, so that a reader or an interruption never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        # mkstemp makes the file private, and a shared cache or a shipped file is for everyone
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def _known(domains: Sequence[str] | None, sources: dict[str, dict], root: Path) -> tuple[str, ...]:
     names = tuple(sources) if domains is None else tuple(domains)
     unknown = [name for name in names if name not in sources]
@@ -143,10 +129,7 @@ def _load_tokenizer(path: Path) -> tuple[Tokenizer, str]:
 def _tokenise(documents: list[str], tokenizer: Tokenizer, paths: dict[str, Path], domain: str) -> None:
     for part, texts in zip(("train", "held_out"), split_documents(documents, domain), strict=True):
         tokens = np.concatenate(list(_encode(texts, tokenizer)))
-        with tempfile.SpooledTemporaryFile() as buffer:
-            np.save(buffer, tokens)
-            buffer.seek(0)
-            write_atomically(paths[part], buffer.read())
+        write_atomically(paths[part], partial(np.save, arr=tokens))
 
 
 def _encode(documents: list[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:

@@ -101,7 +101,8 @@ class LanguageModel(L.LightningModule):
             lr=self.learning_rate,
             betas=self.betas,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate_factor)
+        # a lambda, as of a bound method the scheduler would save what decorators keep on it
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate_factor(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def rate_factor(self, step: int) -> float:

@@ -38,6 +38,9 @@ class MoELayer(nn.Module):
         experts: local compute.
         dispatcher: moves rows to experts and back.
         capacity_factor: None = dropless; else choices beyond the expert capacity are dropped.
+
+    Raises:
+        ValueError: a capacity factor that is not positive.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class MoELayer(nn.Module):
         capacity_factor: float | None = None,
     ) -> None:
         super().__init__()
+        if capacity_factor is not None and capacity_factor <= 0:
+            raise ValueError(f"capacity factor must be positive, got {capacity_factor}")
         self.router, self.experts, self.dispatcher = router, experts, dispatcher
         self.capacity_factor = capacity_factor
 

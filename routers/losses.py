@@ -20,7 +20,7 @@ def load_balance_loss(scores: Float[Tensor, "T E"], expert_indices: Int[Tensor, 
 
 
 def z_loss(logits: Float[Tensor, "T E"]) -> Float[Tensor, ""]:
-    """Router z-loss mean_t logsumexp(logits_t)^2 (Zoph et al., 2022, arXiv 2202.08906, equation 5); no token gives 0."""
+    """Router z-loss mean_t logsumexp(logits_t)^2 (Zoph et al., 2022, arXiv 2202.08906, equation 5); 0 if empty."""
     if not len(logits):
         return logits.float().sum()
     return logits.float().logsumexp(-1).square().mean()

@@ -37,6 +37,7 @@ class LoadRecorder(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LanguageModel)
+        self._steps, self._loads = [], []
         if trainer.is_global_zero:
             decoder = pl_module.decoder
             self._writer = TraceWriter(self.folder, self.source, decoder.num_moe_layers, decoder.num_experts)
@@ -57,19 +58,21 @@ class LoadRecorder(L.Callback):
             chosen_LTK = torch.stack(outputs["expert_indices"]).cpu().numpy()
             self._writer.write_routing(step, chosen_LTK, np.zeros(chosen_LTK.shape[1], np.int16))
 
-    def flush(self) -> None:
-        """Write the held steps, summed over ranks. Every rank must call it at the same step."""
-        if not self._steps:
+    def flush(self, before: int | None = None) -> None:
+        """Write the held steps (those before a step), summed over ranks. Every rank must call it at the same step."""
+        count = sum(before is None or step < before for step in self._steps)
+        if not count:
             return
-        loads_SLE = torch.stack(self._loads)
+        loads_SLE = torch.stack(self._loads[:count])
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(loads_SLE)
         if self._writer:
-            self._writer.write_loads(np.asarray(self._steps), loads_SLE.cpu().numpy())
-        self._steps, self._loads = [], []
+            self._writer.write_loads(np.asarray(self._steps[:count]), loads_SLE.cpu().numpy())
+        self._steps, self._loads = self._steps[count:], self._loads[count:]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.flush()
+        # one written between two micro-batches leaves the step that is still being counted
+        self.flush(before=trainer.global_step)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.flush()

@@ -22,9 +22,7 @@ def value(folder: Path) -> float:
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()
-    }
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture
@@ -102,9 +100,7 @@ def spoil_table(folder: Path) -> None:
         (spoil_table, "not a table"),
     ],
 )
-def test_refuses_all_if_one_is_not_finished(
-    tmp_path: Path, source: Path, spoil, said: str, names: tuple[str, ...]
-):
+def test_refuses_all_if_one_is_not_finished(tmp_path: Path, source: Path, spoil, said: str, names: tuple[str, ...]):
     before = tree(tmp_path / "results")
     spoil(source / "two")
     with pytest.raises(SystemExit, match="is as it was") as refusal:

@@ -37,9 +37,7 @@ expect:
 
 def record(experiment: str, metric: str, value: float, seed: int, **changes: object) -> Record:
     columns = {"experiment": experiment, "scale": "cpu", "ground": "cpu", "setting": "nano16", "method": "-"}
-    return Record(
-        **{**columns, "metric": metric, "value": float(value), "seed": seed, "cell": "c1", **changes}
-    )
+    return Record(**{**columns, "metric": metric, "value": float(value), "seed": seed, "cell": "c1", **changes})
 
 
 def forecast_records() -> Iterator[Record]:
@@ -360,9 +358,7 @@ class TestFigures:
 
     def test_embedded_drawings_keep_only_ids_in_use_and_those_local(self):
         blue = palette("light")["--method-0"]
-        svg = (
-            f'<svg viewBox="0 0 1 1"><g id="a"><path id="b" style="fill: {blue}"/><use href="#b"/></g></svg>'
-        )
+        svg = f'<svg viewBox="0 0 1 1"><g id="a"><path id="b" style="fill: {blue}"/><use href="#b"/></g></svg>'
         embedded = localise_ids(embed(svg, "a & b"), prefix="p7")
         assert 'id="a"' not in embedded
         assert "fill: var(--method-0)" in embedded
@@ -385,9 +381,7 @@ class TestTables:
         ]
 
     def test_half_interval_over_seeds(self):
-        (row,) = record_tables([record("e", "m", value, seed) for seed, value in enumerate((1, 2, 3))])[
-            "nano16"
-        ]
+        (row,) = record_tables([record("e", "m", value, seed) for seed, value in enumerate((1, 2, 3))])["nano16"]
         assert (row.value, row.seeds) == ("2.000 ± 2.5", 3)
 
     def test_provenance_leaves_out_what_nobody_noted(self):

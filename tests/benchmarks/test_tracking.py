@@ -56,7 +56,9 @@ def test_key_leaves_out_what_is_at_its_default() -> None:
 
 def test_every_published_metric_is_documented() -> None:
     text = (ROOT / "docs" / "metrics.md").read_text()
-    known = [name.replace("WINDOW", r"\d+").replace("DOMAIN", r"\w+") for name in re.findall(r"^\| `([^`]+)`", text, re.M)]
+    known = [
+        name.replace("WINDOW", r"\d+").replace("DOMAIN", r"\w+") for name in re.findall(r"^\| `([^`]+)`", text, re.M)
+    ]
     for path in (ROOT / "results").glob("*/records.csv"):
         for name in {record.metric for record in read_records(path)}:
             assert any(re.fullmatch(pattern, name) for pattern in known), f"docs/metrics.md lacks {name}"

@@ -1,7 +1,8 @@
 """Tiny models, their text, and a Lightning Trainer for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.data import StreamLoader
 from models.dispatch import LocalDispatcher
 from models.experts import LoopExperts
 from models.language_model import LanguageModel
@@ -20,6 +22,12 @@ from routers.topk import TopK
 from traces.load import TraceSource
 
 SEQUENCE_LENGTH, SEQUENCES_PER_BATCH = 8, 4
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Two threads on a busy machine are many times slower than one."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -39,12 +47,10 @@ def make_routing() -> Callable[..., Routing]:
 def make_layer() -> Callable[..., MoELayer]:
     """An MoE layer whose weights are large enough to matter."""
 
-    def make(
-        router: Callable = TopK, dim: int = 8, num_experts: int = 4, capacity_factor: float | None = None, **options: Any
-    ) -> MoELayer:
+    def make(router: Callable = TopK, *, capacity_factor: float | None = None, **options: Any) -> MoELayer:
         torch.manual_seed(0)
-        gate = router(dim, num_experts, 0, **({"top_k": 2} | options))
-        return MoELayer(gate, LoopExperts(num_experts, dim, 12, init_std=0.5), LocalDispatcher(), capacity_factor)
+        gate = router(8, 4, 0, **({"top_k": 2} | options))
+        return MoELayer(gate, LoopExperts(4, 8, 12, init_std=0.5), LocalDispatcher(), capacity_factor)
 
     return make
 
@@ -112,10 +118,15 @@ class Losses(L.Callback):
 @pytest.fixture
 def fit(make_module, stream, tmp_path) -> Callable[..., tuple[L.Trainer, list[float]]]:
     """Train on the stream for `steps` optimiser steps and return the trainer and every micro-batch's loss."""
-    from models.data import StreamLoader
 
     def fit(
-        callbacks: list[L.Callback] = (), *, steps: int = 12, ckpt_path=None, module=None, accumulate: int = 1, **options
+        callbacks: Sequence[L.Callback] = (),
+        *,
+        steps: int = 12,
+        accumulate: int = 1,
+        ckpt_path: Path | None = None,
+        module: LanguageModel | None = None,
+        **options: Any,
     ) -> tuple[L.Trainer, list[float]]:
         losses = Losses()
         trainer = L.Trainer(
