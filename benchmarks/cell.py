@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks.record import Cell, Record, write_records
+from benchmarks.tracking import CsvTracker
 from traces.atomic import write_text_atomically
 
 # where a cell is kept, who is told and what is claimed do not change what it measures
@@ -97,6 +98,9 @@ def run_cell(config: DictConfig, labels: list[str], measure: Callable[[DictConfi
         if (folder / "cell.json").exists():
             print(f"already measured: {folder}")
             return folder
+        if not is_first_process():
+            measure(config, folder, CsvTracker())
+            return folder
         tracker = instantiate(config.logger)
         started = time.monotonic()
         run_id = tracker.start(folder, labels, config.experiment, config.entry, identity(config))
@@ -110,6 +114,11 @@ def run_cell(config: DictConfig, labels: list[str], measure: Callable[[DictConfi
         # Hydra wraps what a constructor raises: the user needs the innermost sentence
         raise SystemExit(f"error: {_cause(error)}") from error
     return folder
+
+
+def is_first_process() -> bool:
+    """Whether this process is rank 0: a launcher starts the others with the same command, and they only compute."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -42,7 +42,8 @@ class Runner:
         self._children: set[subprocess.Popen[bytes]] = set()
         self._stopping = threading.Event()
         self._lock = threading.Lock()
-        self.console = Console()
+        # without a terminal there is no width to keep to, and narrow tables are hard to read in a log
+        self.console = Console(width=None if sys.stdout.isatty() else 160)
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),

@@ -48,6 +48,14 @@ def test_finished_cell_is_not_measured_again(tmp_path: Path) -> None:
     assert run_cell(config(tmp_path), ["a"], never) == folder
 
 
+def test_only_the_first_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    computed = []
+    folder = run_cell(config(tmp_path), ["a"], lambda *_: computed.append(1) or Measurement())
+    assert computed == [1]
+    assert not folder.exists()
+
+
 def test_interrupted_cell_is_measured_again(tmp_path: Path) -> None:
     folder = run_cell(config(tmp_path), ["a"], one_row)
     (folder / "cell.json").unlink()

@@ -36,6 +36,15 @@ def test_offline_run_holds_config_group_tags_and_figures(tmp_path: Path) -> None
     assert "0.25" in told
 
 
+def test_offline_run_holds_the_cell_s_figures(tmp_path: Path) -> None:
+    line = {"figure": "drift", "panel": "all layers", "series": "layer 0", "setting": "nano", "seed": 0}
+    tracker = WandbTracker("moelab-test", "offline")
+    tracker.start(tmp_path, ["nano"], "toy", "load_states", {})
+    tracker.finish(tmp_path, Measurement([ROW], [{**line, "x": [0.0, 1.0, 2.0], "y": [0.3, 0.2, 0.1]}]))
+    (page,) = tmp_path.glob("wandb/offline-run-*/files/media/html/figures/drift*.html")
+    assert "<svg" in page.read_text()
+
+
 def test_unknown_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="must be offline or online, got 'maybe'"):
         WandbTracker("p", "maybe")
