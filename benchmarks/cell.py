@@ -14,7 +14,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +28,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from benchmarks.expectation import expectations_fingerprint
 from benchmarks.record import Cell, Record, write_records
 from benchmarks.tracking import CsvTracker
 from traces.atomic import write_text_atomically
@@ -39,10 +41,11 @@ NOT_IDENTITY = (
     "question",
     "entry",
     "minutes",
-    "smaller",
+    "at_scale",
     "expect",
     "notes",
     "run",
+    "order",
 )
 PACKAGES = ("moelab", "torch", "lightning", "numpy", "scipy", "statsforecast", "hydra-core", "wandb")
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,32 +91,38 @@ def run_cell(config: DictConfig, labels: list[str], measure: Callable[[DictConfi
         config: composed by Hydra.
         labels: the cell's readable name, e.g. setting, seed and method.
         measure: (config, folder, tracker) -> Measurement; resumes from the folder what it can.
+    """
+    folder = cell_folder(config, *labels)
+    if (folder / "cell.json").exists():
+        print(f"already measured: {folder}")
+        return folder
+    if not is_first_process():
+        measure(config, folder, CsvTracker())
+        return folder
+    tracker = instantiate(config.logger)
+    started = time.monotonic()
+    run_id = tracker.start(folder, labels, config.experiment, config.entry, identity(config))
+    measurement = measure(config, folder, tracker)
+    _write_figures(config, folder, measurement)
+    tracker.finish(folder, measurement)
+    _write_cell(config, folder, measurement.data_fingerprint, time.monotonic() - started, run_id)
+    return folder
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn every fault of the user's into one line that names it; HYDRA_FULL_ERROR=1 asks for the traceback instead.
 
     Raises:
-        SystemExit: with one line that names the fault, for every fault of the user's; set HYDRA_FULL_ERROR=1 for
-            the traceback.
+        SystemExit: with that line.
     """
     try:
-        folder = cell_folder(config, *labels)
-        if (folder / "cell.json").exists():
-            print(f"already measured: {folder}")
-            return folder
-        if not is_first_process():
-            measure(config, folder, CsvTracker())
-            return folder
-        tracker = instantiate(config.logger)
-        started = time.monotonic()
-        run_id = tracker.start(folder, labels, config.experiment, config.entry, identity(config))
-        measurement = measure(config, folder, tracker)
-        seconds = time.monotonic() - started
-        _write(config, folder, measurement, seconds, run_id)
-        tracker.finish(folder, measurement)
+        yield
     except (ValueError, FileNotFoundError, ImportError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         # Hydra wraps what a constructor raises: the user needs the innermost sentence
         raise SystemExit(f"error: {_cause(error)}") from error
-    return folder
 
 
 def is_first_process() -> bool:
@@ -127,7 +136,15 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _write(config: DictConfig, folder: Path, measurement: Measurement, seconds: float, run_id: str) -> None:
+def _write_figures(config: DictConfig, folder: Path, measurement: Measurement) -> None:
+    if not measurement.records:
+        raise ValueError(f"{folder}: nothing was measured")
+    identified = [replace(row, cell=fingerprint(config)) for row in measurement.records]
+    write_records(folder / "records.csv", identified)
+    write_text_atomically(folder / "curves.json", json.dumps({"curves": measurement.curves}))
+
+
+def _write_cell(config: DictConfig, folder: Path, data_fingerprint: str, seconds: float, run_id: str) -> None:
     cell = Cell(
         cell=fingerprint(config),
         experiment=config.experiment,
@@ -135,13 +152,12 @@ def _write(config: DictConfig, folder: Path, measurement: Measurement, seconds: 
         commit=commit(),
         versions=versions(),
         machine=machine(),
-        data_fingerprint=measurement.data_fingerprint,
+        data_fingerprint=data_fingerprint,
         seconds=round(seconds, 1),
         run_id=run_id,
         recorded=datetime.date.today().isoformat(),
+        expectations=expectations_fingerprint(OmegaConf.to_container(config.get("expect") or OmegaConf.create([]))),
     )
-    write_records(folder / "records.csv", [replace(row, cell=cell.cell) for row in measurement.records])
-    write_text_atomically(folder / "curves.json", json.dumps({"curves": measurement.curves}))
     write_text_atomically(folder / "cell.json", json.dumps(asdict(cell), indent=1) + "\n")
 
 

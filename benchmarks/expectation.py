@@ -1,6 +1,8 @@
 """A published claim in the terms of the records: one item of an experiment's `expect:`."""
 
 import dataclasses
+import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -126,6 +128,13 @@ def parse_expectation(item: Mapping[str, Any]) -> Expectation:
     for key in {"target", "tolerance"} & set(values):
         values[key] = _parse_number(name, key, values[key])
     return Expectation(**values)
+
+
+def expectations_fingerprint(items: Any) -> str:
+    """Twelve hex digits of what `expect:` judges by: not of how a claim is worded or where it comes from."""
+    told = {"claim", "source", "published", "format"}
+    judged = [{key: value for key, value in item.items() if key not in told} for item in items]
+    return hashlib.sha256(json.dumps(judged, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def significant(value: float, digits: int) -> str:

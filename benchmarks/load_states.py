@@ -10,7 +10,7 @@ import hydra
 import numpy as np
 from omegaconf import DictConfig
 
-from benchmarks.cell import Measurement, run_cell
+from benchmarks.cell import Measurement, run_cell, user_errors
 from benchmarks.curves import Curves
 from benchmarks.recorded import read_run, training_folder, with_run
 from benchmarks.rows import Rows
@@ -36,10 +36,10 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     states = detect_states(trace.proportion, step=trace.step, **config.detector)
     rows, curves = Rows(config), Curves(config)
     add_fluctuation(rows, curves, trace, list(config.windows))
-    add_states(rows, curves, trace, states)
+    add_states(rows, curves, trace, states, config.detector.window)
     add_sensitivity(rows, trace, config)
     if config.trace.path is None:
-        add_probe(rows, curves, read_loads(training_folder(config) / "probe"))
+        add_probe(rows, curves, read_loads(training_folder(config, config.seed) / "probe"))
     if config.seed == 0:
         # the report shows one run's
         add_proportions(curves, trace)
@@ -62,12 +62,12 @@ def add_fluctuation(rows: Rows, curves: Curves, trace: LoadTrace, windows: list[
         curves.by_layer(name, trace.step[len(trace.step) - len(values_WL) :], values_WL)
 
 
-def add_states(rows: Rows, curves: Curves, trace: LoadTrace, states: States) -> None:
+def add_states(rows: Rows, curves: Curves, trace: LoadTrace, states: States, window: int) -> None:
     """Our detector's verdict: from which step on each layer is stable."""
     rows.by_layer("stable_step", stable_step(states.stable_step))
     rows.add("stable_share", float((states.stable_step >= 0).mean()))
     rows.by_layer("stable_time", states.stable.mean(0))
-    rows.by_layer("noise_dispersion", np.nanmean(noise_dispersion(trace.tokens, 100), axis=0))
+    rows.by_layer("noise_dispersion", np.nanmean(noise_dispersion(trace.tokens, window), axis=0))
     curves.by_layer("drift", states.steps, states.drift)
 
 
@@ -112,7 +112,9 @@ def edges(values_SL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @hydra.main(config_path="../conf", config_name="load_states", version_base="1.3")
 def main(config: DictConfig) -> None:
-    run_cell(with_run(config), [config.setting, f"seed{config.seed}"], measure)
+    with user_errors():
+        config = with_run(config)
+        run_cell(config, [config.setting, f"seed{config.seed}"], measure)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from benchmarks.cell import Measurement, run_cell
-from benchmarks.predict_loads import build_predictor, mean_where, method_name
+from benchmarks.cell import Measurement, run_cell, user_errors
+from benchmarks.forecaster import build_predictor, method_name
 from benchmarks.recorded import read_run, with_run
-from benchmarks.rows import Rows
+from benchmarks.rows import Rows, mean_where
 from placement.balance import device_load, lower_bound, max_over_mean
 from placement.contiguous import contiguous
 from placement.topology import Placement, Topology
@@ -97,7 +97,9 @@ def _plan(planner: Callable[..., Placement], load_LE: np.ndarray, topology: Topo
 
 @hydra.main(config_path="../conf", config_name="place_experts", version_base="1.3")
 def main(config: DictConfig) -> None:
-    run_cell(with_run(config), [config.setting, f"seed{config.seed}", planned_by().replace("/", "_")], measure)
+    with user_errors():
+        config = with_run(config)
+        run_cell(config, [config.setting, f"seed{config.seed}", planned_by().replace("/", "_")], measure)
 
 
 if __name__ == "__main__":

@@ -65,8 +65,8 @@ def load_experiment(name: str) -> dict[str, Any]:
 
 
 def cell_overrides(experiment: dict[str, Any], scale: str) -> list[list[str]]:
-    """The override lists of an experiment's grid at a scale: its sweep, with what `smaller` sets instead."""
-    params = {**experiment["hydra"]["sweeper"]["params"], **experiment.get("smaller", {}).get(scale, {})}
+    """The override lists of an experiment's grid at a scale: its sweep, with what `at_scale` sets instead."""
+    params = {**experiment["hydra"]["sweeper"]["params"], **experiment.get("at_scale", {}).get(scale, {})}
     choices = []
     for key, value in params.items():
         (override,) = OverridesParser.create().parse_overrides([f"{key}={value}"])
@@ -102,7 +102,9 @@ def plan(names: list[str], scale: str, outputs: str, logger: str) -> tuple[list[
                 outputs,
                 scale,
             )
-            label = " ".join([name, *(part.split("=", 1)[1] for part in overrides if "[" not in part)])
+            swept = [part.split("=", 1) for part in overrides]
+            grid = experiment["hydra"]["sweeper"]["params"]
+            label = " ".join([name, *(value for key, value in swept if key in grid and "[" not in value)])
             command = _command(experiment["entry"], ["hydra.mode=RUN", *arguments])
             cells.append(Stage(name, label, command, fingerprint(config), outputs, scale))
     return list(training.values()), cells

@@ -8,33 +8,19 @@ from typing import Any
 
 import hydra
 import numpy as np
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from benchmarks.cell import Measurement, run_cell
+from benchmarks.cell import Measurement, run_cell, user_errors
 from benchmarks.curves import Curves
+from benchmarks.forecaster import add_tuning, build_predictor, method_name
 from benchmarks.recorded import read_noise, read_run, with_run
-from benchmarks.rows import Rows
+from benchmarks.rows import Rows, mean_where
 from predictors.backtest import Backtest, backtest, forecast_at, rolling_origins
 from predictors.base import Predictor
 from predictors.floor import empirical_floor
 from predictors.metrics import METRICS
 from predictors.states import detect_states
 from traces.load import LoadTrace
-
-
-def build_predictor(config: DictConfig) -> Predictor:
-    """The configured predictor; one that learns is fitted on the sister run, never on the run it is tested on."""
-    predictor = instantiate(config.predictor)
-    if hasattr(predictor, "fit"):
-        if config.trace.path is not None or config.num_seeds < 2:
-            raise ValueError(
-                f"{type(predictor).__name__} is trained on another run: it needs trace.setting and num_seeds >= 2, got "
-                f"trace.path={config.trace.path}, num_seeds={config.num_seeds}"
-            )
-        predictor.fit([read_run(config, (config.seed + 1) % config.num_seeds)])
-    return predictor
 
 
 def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
@@ -49,6 +35,7 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     rows, curves = Rows(config, method_name()), Curves(config)
     for state, chosen_OL in (("transient", ~stable_OL), ("stable", stable_OL)):
         add_errors(rows, result, noise, state, chosen_OL)
+    add_tuning(rows, predictor)
     rows.add("forecast_seconds", float(np.nanmedian(result.seconds)))
     add_curve(curves, result, method_name())
     return Measurement(rows.records, curves.series, trace.source.fingerprint())
@@ -76,13 +63,6 @@ def add_error(rows: Rows, metric: str, value_and_floors: np.ndarray, count: int,
     rows.add(metric, value, floor=floor, floor_empirical=floor_empirical, count=int(count), **columns)
 
 
-def mean_where(values: np.ndarray, counted: np.ndarray, axis: int) -> np.ndarray:
-    """Mean along an axis over the entries that count; NaN where none does."""
-    number = np.broadcast_to(counted, values.shape).sum(axis)
-    total = np.where(counted, values, 0.0).sum(axis)
-    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
-
-
 def noise_floors(
     config: DictConfig, predictor: Predictor, trace: LoadTrace, cutoffs: np.ndarray, horizons: list[int]
 ) -> dict[str, np.ndarray]:
@@ -104,14 +84,11 @@ def add_curve(curves: Curves, result: Backtest, method: str) -> None:
     curves.add("error_over_training", panel, method, result.cutoffs, error_O)
 
 
-def method_name() -> str:
-    """The predictor's file name in conf/predictor."""
-    return str(HydraConfig.get().runtime.choices["predictor"])
-
-
 @hydra.main(config_path="../conf", config_name="predict_loads", version_base="1.3")
 def main(config: DictConfig) -> None:
-    run_cell(with_run(config), [config.setting, f"seed{config.seed}", method_name()], measure)
+    with user_errors():
+        config = with_run(config)
+        run_cell(config, [config.setting, f"seed{config.seed}", method_name()], measure)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ class Record:
 class Cell:
     """Where a cell's records come from: its whole configuration, the code, the machine and the time it took.
 
-    `recorded` is the day it was measured, e.g. "2026-01-31", empty where nobody noted it.
+    `recorded` is the day it was measured, e.g. "2026-01-31", and `expectations` the fingerprint of what was expected of
+    its experiment then; empty where nobody noted it.
     """
 
     cell: str
@@ -74,6 +75,7 @@ class Cell:
     seconds: float
     run_id: str
     recorded: str = ""
+    expectations: str = ""
 
 
 def write_records(path: Path, records: list[Record]) -> None:

@@ -1,5 +1,6 @@
 """The recorded training run that an analysis cell is about."""
 
+import hashlib
 from functools import cache
 from pathlib import Path
 
@@ -16,18 +17,25 @@ def training_config(setting: str, seed: int, scale: str, outputs: str) -> DictCo
     return compose("train", [f"setting={setting}", f"seed={seed}", f"scale={scale}", f"outputs={outputs}"])
 
 
-def training_folder(config: DictConfig, seed: int | None = None) -> Path:
-    """The folder of the run that `config` names by setting, seed and scale; `seed` asks for a sister run's."""
-    training = training_config(config.setting, config.seed if seed is None else seed, config.scale, config.outputs)
+def training_folder(config: DictConfig, seed: int) -> Path:
+    """The folder of the run that `config` names by setting and scale."""
+    training = training_config(config.setting, seed, config.scale, config.outputs)
     return cell_folder(training, training.setting, f"seed{training.seed}")
 
 
 def with_run(config: DictConfig) -> DictConfig:
-    """Make the training run part of the cell's identity: a cell is measured again when its run changes."""
-    if config.trace.path is None:
-        run = training_config(config.setting, config.seed, config.scale, config.outputs)
-        with open_dict(config):
+    """Make the run part of the cell's identity: a cell is measured again when its run changes.
+
+    A foreign trace brings its own name and seed, and is identified by its counts.
+    """
+    with open_dict(config):
+        if config.trace.path is None:
+            run = training_config(config.setting, config.seed, config.scale, config.outputs)
             config.training_run = fingerprint(run)
+        else:
+            trace = read_loads(Path(config.trace.path))
+            config.setting, config.seed, config.scale = trace.source.model, trace.source.seed, "foreign"
+            config.training_run = hashlib.sha256(trace.step.tobytes() + trace.tokens.tobytes()).hexdigest()[:12]
     return config
 
 
@@ -39,19 +47,23 @@ def read_run(config: DictConfig, seed: int | None = None) -> LoadTrace:
     """
     if config.trace.path is not None:
         return read_loads(Path(config.trace.path))
-    folder = training_folder(config, seed)
+    wanted = config.seed if seed is None else seed
+    folder = training_folder(config, wanted)
     if not (folder / "cell.json").exists():
-        wanted = config.seed if seed is None else seed
         raise ValueError(
             f"{folder}: this run is not recorded yet; run `python -m benchmarks.train setting={config.setting} "
             f"seed={wanted} scale={config.scale}`, or name a recorded trace by trace.path=FOLDER"
         )
-    return read_loads(folder / "trace")
+    trace = read_loads(folder / "trace")
+    steps = training_config(config.setting, wanted, config.scale, config.outputs).trainer.max_steps
+    if len(trace.step) != steps:
+        raise ValueError(f"{folder}: the trace has {len(trace.step)} of {steps} steps; remove the folder, record again")
+    return trace
 
 
 def read_noise(config: DictConfig) -> dict[int, LoadTrace]:
     """Repeated batches through fixed weights by the step at which they were routed; empty for a foreign trace."""
     if config.trace.path is not None:
         return {}
-    folders = sorted(training_folder(config).glob("noise-*"))
+    folders = sorted(training_folder(config, config.seed).glob("noise-*"))
     return {int(folder.name.split("-")[1]): read_loads(folder) for folder in folders}

@@ -21,6 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.cell import compose
 from benchmarks.plan import SCALES, Stage, experiment_names, load_experiment, plan
 from benchmarks.record import Cell, read_records, write_cells, write_records
 from benchmarks.report import CONF, print_verdicts, section, write
@@ -54,7 +55,8 @@ class Runner:
             disable=not self.console.is_terminal,
         )
         self._task = self.progress.add_task("stages", total=total, left=minutes)
-        self._started, self._minutes, self._done = time.monotonic(), minutes, 0
+        self._started, self._minutes = time.monotonic(), minutes
+        self._total, self._waiting, self._measured = total, total, 0
 
     def run(self, stages: list[Stage]) -> None:
         """Run stages that are not finished yet; KeyboardInterrupt ends the children and leaves all resumable."""
@@ -73,13 +75,16 @@ class Runner:
         started = time.monotonic()
         said = "cached" if stage.finished else self._measure(stage)
         with self._lock:
-            self._done += 1
-            total = self.progress.tasks[self._task].total or 1
-            share = self._done / total
-            elapsed = (time.monotonic() - self._started) / 60
-            left = self._minutes * (1 - share) if self._done < 3 else elapsed * (1 - share) / share
-            self.progress.update(self._task, advance=1, left=left)
+            self._waiting -= 1
+            self._measured += said == "done"
+            self.progress.update(self._task, advance=1, left=self._minutes_left())
             self.console.print(f"{said:>7} {time.monotonic() - started:6.0f} s  {stage.name}", highlight=False)
+
+    def _minutes_left(self) -> float:
+        """At the pace of the stages measured so far; as declared while there are too few of them."""
+        if self._measured < 3:
+            return self._minutes * self._waiting / self._total
+        return (time.monotonic() - self._started) / 60 / self._measured * self._waiting
 
     def _measure(self, stage: Stage) -> str:
         log = Path(stage.outputs) / stage.scale / "logs" / f"{stage.name.replace(' ', '-').replace('/', '-')}.log"
@@ -97,6 +102,8 @@ class Runner:
             self._children.discard(child)
         if code == 0:
             return "done"
+        if self._stopping.is_set():
+            return "stopped"
         self.failed[stage] = f"{last_line(log)} (exit {code}, log {log})"
         self.console.print(f"[red]failed[/red] {stage.name}: {self.failed[stage]}", highlight=False, markup=True)
         return "failed"
@@ -132,6 +139,9 @@ def collect(name: str, cells: list[Stage], failed: dict[Stage, str], root: Path)
 def reproduce(names: list[str], scale: str, outputs: str, logger: str, jobs: int) -> int:
     """Measure, collect, report; returns the number of stages that could not run."""
     training, cells = plan(names, scale, outputs, logger)
+    if compose("train", [f"scale={scale}"]).trainer.accelerator != "cpu":
+        # a training run takes every device
+        jobs = 1
     minutes = float(sum(load_experiment(name)["minutes"][scale] for name in names))
     runner = Runner(jobs, minutes, len(training) + len(cells))
     print(f"{len(training)} training runs and {len(cells)} cells at scale {scale}, declared {minutes:.0f} minutes")
@@ -139,6 +149,7 @@ def reproduce(names: list[str], scale: str, outputs: str, logger: str, jobs: int
         runner.run(training)
         runner.run(cells)
     root = Path(outputs) / scale / "report"
+    collect("train", training, runner.failed, root)
     for name in names:
         collect(name, [stage for stage in cells if stage.experiment == name], runner.failed, root)
     sections = [section(experiment) for experiment in read_results(root, CONF)]

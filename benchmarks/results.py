@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from benchmarks.expectation import parse_expectation
+from benchmarks.expectation import expectations_fingerprint, parse_expectation
 from benchmarks.figures import Curve, read_curves
 from benchmarks.record import Cell, Record, read_cells, read_records
 from benchmarks.verdict import Finding, judge
@@ -72,19 +72,33 @@ def read_experiment(folder: Path, conf: Path) -> Experiment:
         findings = tuple(judge(parse_expectation(item), records) for item in about.get("expect") or [])
     except ValueError as error:
         raise ValueError(f"experiment {folder.name}: {error}") from None
+    cells = _read(folder / "cells.jsonl", read_cells)
     return Experiment(
         name=folder.name,
         order=int(about.get("order") or 0),
         title=str(about.get("title") or folder.name),
         question=str(about.get("question") or ""),
         run=str(about.get("run") or ""),
-        notes=tuple(str(note) for note in about.get("notes") or []),
+        notes=(*(str(note) for note in about.get("notes") or []), *_later_expectations(about, cells)),
         findings=findings,
         records=records,
-        cells=_read(folder / "cells.jsonl", read_cells),
+        cells=cells,
         curves=read_curves(folder / "curves"),
         failed=_read(folder / "failed.jsonl", _read_failed),
     )
+
+
+def _later_expectations(about: Mapping[str, Any], cells: list[Cell]) -> list[str]:
+    """What a reader must know when the expectations are not those that stood when the cells were measured."""
+    present = expectations_fingerprint(about.get("expect") or [])
+    other = [cell for cell in cells if cell.expectations not in ("", present)]
+    if not other:
+        return []
+    return [
+        f"{len(other)} of {len(cells)} cells were measured before the present expectations were written "
+        f"({present}; theirs: {', '.join(sorted({cell.expectations for cell in other}))}): a metric, selection, "
+        "relation, target or tolerance was added or changed afterwards."
+    ]
 
 
 def _read(path: Path, read: Any) -> Any:

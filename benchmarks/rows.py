@@ -39,3 +39,10 @@ class Rows:
             self.add(metric, float(value), layer=str(layer), **columns)  # type: ignore[arg-type]
         if not np.isnan(values_L).all():
             self.add(metric, float(np.nanmean(values_L)), **columns)  # type: ignore[arg-type]
+
+
+def mean_where(values: np.ndarray, counted: np.ndarray, axis: int) -> np.ndarray:
+    """Mean along an axis over the entries that count; NaN where none does."""
+    number = np.broadcast_to(counted, values.shape).sum(axis)
+    total = np.where(counted, values, 0.0).sum(axis)
+    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)

@@ -13,8 +13,9 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from omegaconf import DictConfig
 
-from benchmarks.cell import Measurement, run_cell, versions
+from benchmarks.cell import Measurement, run_cell, user_errors, versions
 from benchmarks.record import Record
+from benchmarks.rows import Rows
 from models.callbacks.balance import BalanceMonitor
 from models.callbacks.probe import NoiseRecorder, ProbeRecorder
 from models.callbacks.recorder import LoadRecorder
@@ -68,8 +69,10 @@ def build_callbacks(config: DictConfig, data: TextDataModule, folder: Path) -> l
     step_sequences = config.data.sequences_per_batch * trainer.accumulate_grad_batches
     source = build_source(config, data, step_sequences)
     probe = data.probe_batch(recording.probe_sequences)[:, :-1]
-    noise = [batch["tokens"][:, :-1] for batch in data.fresh_batches(0, recording.noise_batches)]
-    noise_source = build_source(config, data, config.data.sequences_per_batch)
+    micro_batches = [
+        batch["tokens"][:, :-1]
+        for batch in data.fresh_batches(0, recording.noise_batches * trainer.accumulate_grad_batches)
+    ]
     noise_steps = [round(share * trainer.max_steps) - 1 for share in recording.noise_at]
     return [
         LoadRecorder(folder / "trace", source, recording.chunk_steps, recording.routing_every),
@@ -79,7 +82,7 @@ def build_callbacks(config: DictConfig, data: TextDataModule, folder: Path) -> l
             probe,
             recording.probe_every,
         ),
-        NoiseRecorder(folder, noise_source, noise, noise_steps),
+        NoiseRecorder(folder, source, micro_batches, trainer.accumulate_grad_batches, noise_steps),
         BalanceMonitor(recording.balance_every),
         LearningRateMonitor("step"),
         ModelCheckpoint(
@@ -111,8 +114,30 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
         log_every_n_steps=config.recording.balance_every,
         default_root_dir=folder,
     )
+    check_memory(module, trainer.strategy.root_device)
     trainer.fit(module, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
-    return Measurement(held_out_records(config, trainer), data_fingerprint=data.fingerprint)
+    if not any(key.startswith("held_out/") for key in trainer.callback_metrics):
+        # resumed from the last step's checkpoint: there was nothing left to fit, so nothing was validated
+        trainer.validate(module, data, verbose=False)
+    return Measurement(training_records(config, trainer, data), data_fingerprint=data.fingerprint)
+
+
+def check_memory(module: LanguageModel, device: torch.device) -> None:
+    """Refuse a model whose weights, gradients and Adam states alone exceed a CUDA device.
+
+    Raises:
+        ValueError: names both sizes.
+    """
+    if device.type != "cuda":
+        return
+    with torch.device("meta"):
+        needed = 16 * sum(parameter.numel() for parameter in module.build().parameters())
+    held = torch.cuda.get_device_properties(device).total_memory
+    if needed > held:
+        raise ValueError(
+            f"weights, gradients and Adam states need {needed / 1e9:.0f} GB on every device, this one has "
+            f"{held / 1e9:.0f} GB: experts are not sharded yet; take a smaller setting"
+        )
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -121,19 +146,24 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(found, key=lambda path: int(path.stem.split("=")[1]), default=None)
 
 
-def held_out_records(config: DictConfig, trainer: L.Trainer) -> list[Record]:
-    """Cross-entropy in nats a token on held-out text, by domain and over all, as rows."""
-    ground = trainer.strategy.root_device.type
-    return [
-        Record(config.experiment, config.scale, ground, config.setting, config.seed, "-", key, float(value), "")
-        for key, value in sorted(trainer.callback_metrics.items())
-        if key.startswith("held_out/")
-    ]
+def training_records(config: DictConfig, trainer: L.Trainer, data: TextDataModule) -> list[Record]:
+    """Held-out cross-entropy in nats a token, by domain and over all, and how often the text was read, as rows."""
+    rows = Rows(config, ground=trainer.strategy.root_device.type)
+    for key, value in sorted(trainer.callback_metrics.items()):
+        if key.startswith("held_out/"):
+            rows.add(key, float(value))
+    rows.add("epochs", data.epochs)
+    rows.add(
+        "tokens_per_step",
+        float(config.data.sequence_length * config.data.sequences_per_batch) * config.trainer.accumulate_grad_batches,
+    )
+    return rows.records
 
 
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")
 def main(config: DictConfig) -> None:
-    run_cell(config, [config.setting, f"seed{config.seed}"], measure)
+    with user_errors():
+        run_cell(config, [config.setting, f"seed{config.seed}"], measure)
 
 
 if __name__ == "__main__":

@@ -48,5 +48,5 @@ class LocalDispatcher:
 
     def combine(self, y_ND: Float[Tensor, "N D"], plan: LocalPlan) -> Float[Tensor, "T D"]:
         """Weighted sum of each token's expert outputs (T, D); a token without experts gets zeros."""
-        out_TD = y_ND.new_zeros(plan.num_tokens, y_ND.shape[1])
-        return out_TD.index_add(0, plan.token, y_ND * plan.weight[:, None])
+        weighted_ND = y_ND * plan.weight[:, None]
+        return weighted_ND.new_zeros(plan.num_tokens, y_ND.shape[1]).index_add(0, plan.token, weighted_ND)

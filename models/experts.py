@@ -58,10 +58,17 @@ class GroupedExperts(Experts):
     """
 
     def forward(self, x_ND: Float[Tensor, "N D"], tokens_per_expert: Int[Tensor, " E"]) -> Float[Tensor, "N D"]:
+        device = x_ND.device.type
+        if torch.is_autocast_enabled(device):
+            # autocast does not reach grouped_mm: cast here, weights stay float32 for the optimiser
+            half = torch.get_autocast_dtype(device)
+            x_ND, w1, w2 = x_ND.to(half), self.w1.to(half), self.w2.to(half)
+        else:
+            w1, w2 = self.w1, self.w2
         self._check(x_ND)
         ends = tokens_per_expert.cumsum(0).to(torch.int32)
-        hidden_NF = F.gelu(F.grouped_mm(x_ND, self.w1, offs=ends), approximate="tanh")
-        return ContiguousGradient.apply(F.grouped_mm(hidden_NF, self.w2, offs=ends))
+        hidden_NF = F.gelu(F.grouped_mm(x_ND, w1, offs=ends), approximate="tanh")
+        return ContiguousGradient.apply(F.grouped_mm(hidden_NF, w2, offs=ends))
 
     def _check(self, x: Tensor) -> None:
         if x.dtype not in (torch.float32, torch.bfloat16):

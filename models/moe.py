@@ -60,7 +60,7 @@ class MoELayer(nn.Module):
         self, x_TD: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"]
     ) -> tuple[Float[Tensor, "T D"], MoEOutput]:
         """Hidden states (T, D) and token ids (T,) to the layer's output (T, D) and what it tells of the batch."""
-        logits_TE = self.router.gate(x_TD)
+        logits_TE = self.router.logits(x_TD)
         routing = self.router.route(logits_TE, token_ids)
         rows, tokens_per_expert, plan = self.dispatcher.dispatch(x_TD, self._limited(routing))
         out_TD = self.dispatcher.combine(self.experts(rows, tokens_per_expert), plan)

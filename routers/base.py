@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from routers.losses import load_balance_loss, z_loss
 
@@ -70,8 +71,8 @@ class Router(nn.Module):
         raise NotImplementedError
 
     def score(self, logits: Float[Tensor, "T E"]) -> Float[Tensor, "T E"]:
-        """Gate probabilities from gate logits; computed in float32, as half precision misorders close experts."""
-        return logits.float().softmax(-1)
+        """Gate probabilities from gate logits."""
+        return logits.softmax(-1)
 
     def weigh(self, scores: Float[Tensor, "T E"], chosen: Int[Tensor, "T K"]) -> Float[Tensor, "T K"]:
         """Weights of the chosen experts (T, K), differentiable in the scores; 0 where the choice is -1."""
@@ -86,9 +87,14 @@ class Router(nn.Module):
         chosen = self.select(scores.detach(), token_ids)
         return Routing(scores, self.weigh(scores, chosen), chosen)
 
+    def logits(self, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T E"]:
+        """Gate logits in float32 whatever the model's precision: half precision misorders close experts."""
+        with torch.autocast(x_TD.device.type, enabled=False):
+            return functional.linear(x_TD.float(), self.gate.weight.float())
+
     def forward(self, x: Float[Tensor, "... D"], token_ids: Int[Tensor, " T"] | None = None) -> Routing:
         """Route hidden states (..., D), flattened to T tokens: what MegaBlocks calls on the router it is given."""
-        return self.route(self.gate(x.reshape(-1, x.shape[-1])), token_ids)
+        return self.route(self.logits(x.reshape(-1, x.shape[-1])), token_ids)
 
     def losses(self, logits: Float[Tensor, "T E"], routing: Routing) -> dict[str, Float[Tensor, ""]]:
         """Auxiliary losses by name, already multiplied by their weights; empty where all weights are 0."""

@@ -54,13 +54,16 @@ class NoiseRecorder(L.Callback):
     Args:
         folder: parent of the trace folders.
         source: what produces the trace.
-        batches: R batches (B, S) of the training distribution.
+        batches: R * A micro-batches (B, S) of the training distribution.
+        accumulate: A micro-batches make up a training step, so that a repeated batch has a step's size.
         steps: after which steps to measure.
     """
 
-    def __init__(self, folder: Path, source: TraceSource, batches: list[Tensor], steps: Iterable[int]) -> None:
+    def __init__(
+        self, folder: Path, source: TraceSource, batches: list[Tensor], accumulate: int, steps: Iterable[int]
+    ) -> None:
         self.folder, self.source, self.batches = Path(folder), source, batches
-        self.steps = frozenset(steps)
+        self.accumulate, self.steps = accumulate, frozenset(steps)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -71,7 +74,9 @@ class NoiseRecorder(L.Callback):
             writer = _writer(self.folder / f"noise-{step:08d}", self.source, pl_module)
             # a run resumed from before this step measures again
             writer.rewind(0)
-            writer.write_loads(np.arange(len(self.batches)), route(pl_module, self.batches))
+            loads_RALE = route(pl_module, self.batches)
+            loads_RLE = loads_RALE.reshape(-1, self.accumulate, *loads_RALE.shape[1:]).sum(1)
+            writer.write_loads(np.arange(len(loads_RLE)), loads_RLE)
 
 
 def route(module: L.LightningModule, batches: list[Tensor]) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks.cell import Measurement, fingerprint, machine, run_cell, versions
+from benchmarks.cell import Measurement, fingerprint, machine, run_cell, user_errors, versions
 from benchmarks.record import Record, read_records
 
 
@@ -68,7 +68,7 @@ def test_user_s_fault_is_one_line_and_leaves_no_result(tmp_path: Path, fault: Ex
     def wrong(*_: Any) -> Measurement:
         raise fault
 
-    with pytest.raises(SystemExit, match=f"^error: {fault}$"):
+    with pytest.raises(SystemExit, match=f"^error: {fault}$"), user_errors():
         run_cell(config(tmp_path), ["a"], wrong)
     assert not list(tmp_path.rglob("cell.json"))
 
@@ -78,13 +78,19 @@ def test_the_innermost_cause_is_told(tmp_path: Path) -> None:
         instantiate({"_target_": "predictors.windows.SlidingWindow", "window": 0})
         raise AssertionError("not reached")
 
-    with pytest.raises(SystemExit, match=r"^error: .*window.* 0"):
+    with pytest.raises(SystemExit, match=r"^error: .*window.* 0"), user_errors():
         run_cell(config(tmp_path), ["a"], wrong)
+
+
+def test_a_cell_without_a_figure_is_not_finished(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing was measured"):
+        run_cell(config(tmp_path), ["a"], lambda *_: Measurement())
+    assert not list(tmp_path.rglob("cell.json"))
 
 
 def test_fingerprint_follows_what_is_measured(tmp_path: Path) -> None:
     plain = fingerprint(config(tmp_path))
-    assert fingerprint(config(tmp_path, title="other", expect=[1])) == plain
+    assert fingerprint(config(tmp_path, title="other", expect=[1], order=2)) == plain
     assert fingerprint(config(tmp_path, window=3)) != plain
 
 

@@ -56,7 +56,7 @@ def test_scale_composes_and_names_itself(scale: str) -> None:
 def test_gpu_scale_is_the_same_setting_on_another_trainer() -> None:
     config = compose("train", ["setting=gpt3_125m_moe16", "scale=gpu"])
     assert config.trainer.accelerator == "gpu"
-    assert config.trainer.precision == "bf16-true"
+    assert config.trainer.precision == "bf16-mixed"
     assert config.trainer.max_steps >= 5000
 
 

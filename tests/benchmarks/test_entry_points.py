@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.record import Record, read_records
+from traces.store import read_loads
 
 Run = Callable[..., CompletedProcess[str]]
 SMALL = ("detector.window=20", "backtest.horizons=[20,50]", "backtest.first=40", "backtest.stride=50")
@@ -22,7 +23,9 @@ def test_states_of_a_foreign_trace(run_module: Run, trace_folder: Path, tmp_path
     small = ("detector.window=20", "windows=[5,20]", "sensitivity.windows=[20,40]")
     done = run_module("load_states", f"trace.path={trace_folder}", f"outputs={tmp_path}", "logger=csv", *small)
     assert done.returncode == 0, done.stderr
-    rows = {row.metric: row.value for row in records_of(tmp_path) if row.layer == "all" and row.method == "-"}
+    records = records_of(tmp_path)
+    assert {(row.setting, row.scale) for row in records} == {("toy", "foreign")}, "named by its own manifest"
+    rows = {row.metric: row.value for row in records if row.layer == "all" and row.method == "-"}
     # relaxation with a time constant of 30 steps: fluctuates first, stable well before the end
     assert rows["range_20_fall"] > 1.5
     assert rows["stable_share"] == 1.0
@@ -72,6 +75,17 @@ def test_bad_input_is_one_clear_line(
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("records.csv"))
+
+
+def test_a_trace_recorded_again_is_measured_again(run_module: Run, trace_folder: Path, tmp_path: Path) -> None:
+    common = (f"trace.path={trace_folder}", f"outputs={tmp_path}", "logger=csv", *SMALL)
+    assert run_module("predict_loads", *common).returncode == 0
+    assert "already measured" in run_module("predict_loads", *common).stdout
+    loads = read_loads(trace_folder)
+    (chunk,) = trace_folder.glob("loads-*.npz")
+    np.savez(chunk, step=loads.step, tokens=loads.tokens[::-1])
+    assert "already measured" not in run_module("predict_loads", *common).stdout
+    assert len(list(tmp_path.rglob("records.csv"))) == 2
 
 
 def test_truncated_trace_is_named_and_earlier_results_stay(run_module: Run, trace_folder: Path, tmp_path: Path) -> None:

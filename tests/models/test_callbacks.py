@@ -135,7 +135,7 @@ def observers(source, stream, tmp_path):
     fresh = [stream.batch(100 + i)["tokens"][:, :-1] for i in range(3)]
     return [
         ProbeRecorder(tmp_path / "probe", source, probe, every=5),
-        NoiseRecorder(tmp_path, source, fresh, steps=[0, 7]),
+        NoiseRecorder(tmp_path, source, fresh, accumulate=1, steps=[0, 7]),
     ]
 
 
@@ -156,6 +156,14 @@ class TestObservers:
         trace = read_loads(tmp_path / "probe")
         np.testing.assert_array_equal(trace.tokens[-1], route(module, [observers[0].tokens])[0])
         assert trace.step.tolist() == [0, 5]
+
+    def test_noise_batch_has_the_size_of_an_accumulated_step(self, fit, make_module, source, stream, tmp_path):
+        fresh = [stream.batch(100 + i)["tokens"][:, :-1] for i in range(4)]
+        module = make_module()
+        fit([NoiseRecorder(tmp_path, source, fresh, accumulate=2, steps=[2])], steps=3, module=module, accumulate=2)
+        (folder,) = tmp_path.glob("noise-*")
+        single_RLE = route(module, fresh)
+        np.testing.assert_array_equal(read_loads(folder).tokens, single_RLE[0::2] + single_RLE[1::2])
 
     def test_noise_is_a_folder_a_step(self, fit, observers, tmp_path):
         fit(observers)

@@ -71,6 +71,17 @@ class TestBackends:
         assert half.dtype == torch.bfloat16
         torch.testing.assert_close(half.float(), exact, rtol=0.05, atol=0.1 * exact.abs().max().item())
 
+    @pytest.mark.parametrize("loads", [LOADS["uneven"], LOADS["empty_experts"]])
+    def test_autocast_multiplies_in_bfloat16_and_keeps_float32_weights(self, backend, loads):
+        experts, (x_ND, tokens_per_expert) = build(backend, hidden_dim=16), rows_of(loads)
+        exact_ND = experts(x_ND, tokens_per_expert)
+        with torch.autocast("cpu", torch.bfloat16):
+            y_ND = experts(x_ND, tokens_per_expert)
+        assert y_ND.dtype == torch.bfloat16
+        torch.testing.assert_close(y_ND.float(), exact_ND, atol=0.05, rtol=0.05)
+        y_ND.sum().backward()
+        assert experts.w1.grad.dtype == experts.w1.dtype == torch.float32
+
     def test_checkpoints_are_interchangeable(self, backend):
         state = build(LoopExperts).state_dict()
         assert {name: tuple(t.shape) for name, t in state.items()} == {"w1": (E, D, HIDDEN), "w2": (E, HIDDEN, D)}

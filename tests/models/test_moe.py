@@ -114,3 +114,14 @@ class TestRouterAddedOnTheFly:
         token_ids = torch.arange(T) * 3
         _, told = make_layer(ByTokenId, top_k=1)(tokens(), token_ids)
         assert torch.equal(told.routing.expert_indices[:, 0], token_ids % E)
+
+
+def test_layer_runs_under_autocast_close_to_single_precision(make_layer):
+    layer = make_layer()
+    x_TD = torch.randn(20, layer.router.gate.in_features, generator=torch.Generator().manual_seed(0))
+    token_ids = torch.zeros(20, dtype=torch.long)
+    exact_TD, told = layer(x_TD, token_ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        y_TD, half_told = layer(x_TD, token_ids)
+    torch.testing.assert_close(y_TD.float(), exact_TD, atol=0.05, rtol=0.05)
+    assert torch.equal(half_told.routing.expert_indices, told.routing.expert_indices), "the gate stays in float32"

@@ -1,0 +1,39 @@
+"""The README's single-run commands, at toy size and in the README's order."""
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# a toy run has 240 steps: shorter horizons and windows than the README's nano16
+TOY = {
+    "load_states": ["detector.window=20", "windows=[5,20]", "sensitivity.windows=[20,40]"],
+    "predict_loads": ["detector.window=20", "backtest.horizons=[20,50]"],
+    "place_experts": ["detector.window=20", "backtest.horizons=[20,50]"],
+}
+
+
+def commands() -> list[list[str]]:
+    blocks = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    lines = [line.split("#")[0] for block in blocks for line in block.splitlines()]
+    return [shlex.split(line)[2:] for line in lines if line.startswith("python -m benchmarks.")]
+
+
+@pytest.mark.slow
+def test_single_run_commands_work(run_module: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
+    told = commands()
+    assert len(told) == 5
+    for name, *arguments in told:
+        entry = name.split(".")[1]
+        recorded = next(tmp_path.glob("smoke/train/*/trace"), Path())
+        changes = {"nano16": "micro8", "scale=cpu": "scale=smoke", "my/trace": str(recorded)}
+        toy = arguments if entry == "train" else ["trace.scale=cpu", *arguments]
+        for before, after in changes.items():
+            toy = [argument.replace(before, after) for argument in toy]
+        done = run_module(entry, *toy, *TOY.get(entry, []), f"outputs={tmp_path}", "logger=csv")
+        assert done.returncode == 0, f"{name} {toy}: {done.stderr}"
+    assert len(list(tmp_path.rglob("cell.json"))) == len(told)
