@@ -1,5 +1,6 @@
-"""The predictor that a cell is about."""
+"""What forecasting and placement share: the predictor that a cell is about, and the state of a layer at an origin."""
 
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -7,6 +8,8 @@ from omegaconf import DictConfig
 from benchmarks.recorded import read_run
 from benchmarks.rows import Rows
 from predictors.base import Predictor
+from predictors.states import detect_states
+from traces.load import LoadTrace
 
 
 def build_predictor(config: DictConfig) -> Predictor:
@@ -20,6 +23,17 @@ def build_predictor(config: DictConfig) -> Predictor:
             )
         predictor.fit([read_run(config, (config.seed + 1) % config.num_seeds)])
     return predictor
+
+
+def origins_by_state(config: DictConfig, trace: LoadTrace, cutoffs: np.ndarray) -> dict[str, np.ndarray]:
+    """For each state, which (origin, layer) pairs (O, L) were in it as far as was known at the origin.
+
+    Origins at which the detector cannot have judged anything yet belong to neither.
+    """
+    states = detect_states(trace.proportion, **config.detector)
+    judged_O1 = (cutoffs - 1 >= states.first_judged)[:, None]
+    stable_OL = states.stable[cutoffs - 1]
+    return {"transient": judged_O1 & ~stable_OL, "stable": judged_O1 & stable_OL}
 
 
 def add_tuning(rows: Rows, predictor: Predictor) -> None:

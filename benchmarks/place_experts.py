@@ -15,17 +15,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from benchmarks.cell import Measurement, run_cell, user_errors
-from benchmarks.forecaster import build_predictor, method_name
+from benchmarks.forecaster import build_predictor, method_name, origins_by_state
 from benchmarks.recorded import read_run, with_run
 from benchmarks.rows import Rows, mean_where
-from placement.balance import device_load, lower_bound, max_over_mean
+from placement.balance import balance, device_load, lower_bound
 from placement.contiguous import contiguous
 from placement.topology import Placement, Topology
 from predictors.backtest import forecast_at, rolling_origins
-from predictors.states import detect_states
 
 Planner = Callable[[np.ndarray], Placement]
 CONTIGUOUS, LOWER_BOUND = "contiguous", "lower_bound"
+MAX_OVER_MEAN = "max_over_mean"
 
 
 def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
@@ -35,24 +35,24 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     horizons = list(config.backtest.horizons)
     cutoffs = rolling_origins(trace, config.backtest.first, config.backtest.stride, max(horizons))
     forecasts = [forecast_at(predictor, trace, int(cutoff), max(horizons)).proportion for cutoff in cutoffs]
-    stable_OL = detect_states(trace.proportion, **config.detector).stable[cutoffs - 1]
+    by_state = origins_by_state(config, trace, cutoffs)
     topology: Topology = instantiate(config.topology)
     planner = partial(_plan, instantiate(config.placement), topology=topology)
     rows = Rows(config, ground="trace")
     for horizon in horizons:
         futures = [trace.proportion[cutoff : cutoff + horizon] for cutoff in cutoffs]
         scores = score(planner, topology, [forecast[:horizon] for forecast in forecasts], futures)
-        for state, chosen_OL in (("transient", ~stable_OL), ("stable", stable_OL)):
+        for state, chosen_OL in by_state.items():
             add_scores(rows, scores, horizon, state, chosen_OL)
     return Measurement(rows.records, data_fingerprint=trace.source.fingerprint())
 
 
 def score(
     planner: Planner, topology: Topology, forecasts: list[np.ndarray], futures: list[np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Device load max/mean (O, L) by method, each iteration of the future by itself and then averaged."""
+) -> dict[tuple[str, str], np.ndarray]:
+    """Balance of device loads (O, L) by method and measure, each iteration of the future by itself, then averaged."""
     fixed = _plan(contiguous, futures[0][0], topology=topology)
-    found: dict[str, list[np.ndarray]] = {}
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
     for forecast_HLE, future_HLE in zip(forecasts, futures, strict=True):
         plans = {
             CONTIGUOUS: fixed,
@@ -61,20 +61,27 @@ def score(
             oracle(): planner(future_HLE.mean(0)),
         }
         for name, plan in plans.items():
-            found.setdefault(name, []).append(max_over_mean(device_load(future_HLE, plan)).mean(0))
-        found.setdefault(LOWER_BOUND, []).append(lower_bound(future_HLE, topology.num_devices).mean(0))
-    return {name: np.stack(values) for name, values in found.items()}
+            for measure_name, values_HL in balance(device_load(future_HLE, plan)).items():
+                found.setdefault((name, measure_name), []).append(values_HL.mean(0))
+        bound_HL = lower_bound(future_HLE, topology.num_devices)
+        found.setdefault((LOWER_BOUND, MAX_OVER_MEAN), []).append(bound_HL.mean(0))
+    return {key: np.stack(values) for key, values in found.items()}
 
 
-def add_scores(rows: Rows, scores: dict[str, np.ndarray], horizon: int, state: str, chosen_OL: np.ndarray) -> None:
-    """Rows of device load by method, and the share of the oracle's saving that the forecast kept."""
-    means = {name: mean_where(values_OL, chosen_OL, axis=0) for name, values_OL in scores.items()}
-    for name, values_L in means.items():
-        rows.by_layer("device_max_over_mean", values_L, method=name, horizon=horizon, state=state)
+def add_scores(
+    rows: Rows, scores: dict[tuple[str, str], np.ndarray], horizon: int, state: str, chosen_OL: np.ndarray
+) -> None:
+    """Rows of device balance by method, and the share of the oracle's saving that the forecast kept."""
+    columns = {"horizon": horizon, "state": state}
+    means = {key: mean_where(values_OL, chosen_OL, axis=0) for key, values_OL in scores.items()}
+    for (method, measure_name), values_L in means.items():
+        rows.by_layer(f"device_{measure_name}", values_L, method=method, **columns)
     if chosen_OL.any():
-        saved = {name: np.nanmean(means[CONTIGUOUS] - means[name]) for name in (planned_by(), oracle())}
-        kept = float(saved[planned_by()] / saved[oracle()])
-        rows.add("saving_kept", kept, method=planned_by(), horizon=horizon, state=state)
+        planned, known = (
+            np.nanmean(means[CONTIGUOUS, MAX_OVER_MEAN] - means[name, MAX_OVER_MEAN])
+            for name in (planned_by(), oracle())
+        )
+        rows.add("saving_kept", float(planned / known), method=planned_by(), **columns)
 
 
 def planned_by() -> str:

@@ -12,14 +12,13 @@ from omegaconf import DictConfig
 
 from benchmarks.cell import Measurement, run_cell, user_errors
 from benchmarks.curves import Curves
-from benchmarks.forecaster import add_tuning, build_predictor, method_name
+from benchmarks.forecaster import add_tuning, build_predictor, method_name, origins_by_state
 from benchmarks.recorded import read_noise, read_run, with_run
 from benchmarks.rows import Rows, mean_where
 from predictors.backtest import Backtest, backtest, forecast_at, rolling_origins
 from predictors.base import Predictor
 from predictors.floor import empirical_floor
 from predictors.metrics import METRICS
-from predictors.states import detect_states
 from traces.load import LoadTrace
 
 
@@ -31,9 +30,8 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     cutoffs = rolling_origins(trace, config.backtest.first, config.backtest.stride, max(horizons))
     result = backtest(predictor, trace, cutoffs, horizons)
     noise = noise_floors(config, predictor, trace, cutoffs, horizons)
-    stable_OL = detect_states(trace.proportion, **config.detector).stable[cutoffs - 1]
     rows, curves = Rows(config, method_name()), Curves(config)
-    for state, chosen_OL in (("transient", ~stable_OL), ("stable", stable_OL)):
+    for state, chosen_OL in origins_by_state(config, trace, cutoffs).items():
         add_errors(rows, result, noise, state, chosen_OL)
     add_tuning(rows, predictor)
     rows.add("forecast_seconds", float(np.nanmedian(result.seconds)))

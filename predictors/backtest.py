@@ -21,10 +21,8 @@ class Backtest:
         cutoffs: (O,) recorded steps known at each origin.
         horizons: (N,) recorded steps ahead.
         errors: metric -> (O, N, L): the three of `metrics.METRICS` and zero_share; NaN where the horizon runs
-            past
-            the end of the trace, or where no series of the layer was forecast.
-        floor: metric -> (O, N, L): the multinomial floor of the same series, at the horizon's realised mean
-            loads.
+            past the end of the trace, or where no series of the layer was forecast.
+        floor: metric -> (O, N, L): the multinomial floor of the same series, at the horizon's realised mean loads.
         seconds: (O,) wall-clock time of the forecast call alone.
     """
 
@@ -33,11 +31,6 @@ class Backtest:
     errors: dict[str, Float[np.ndarray, "O N L"]]
     floor: dict[str, Float[np.ndarray, "O N L"]]
     seconds: Float[np.ndarray, " O"]
-
-    def ratio_to_floor(self, metric: str) -> Float[np.ndarray, "O N L"]:
-        """Error divided by its multinomial floor; NaN where the floor is 0."""
-        floor = self.floor[metric]
-        return np.divide(self.errors[metric], floor, out=np.full(floor.shape, np.nan), where=floor > 0)
 
 
 def rolling_origins(trace: LoadTrace, first: int, stride: int, horizon: int) -> Int[np.ndarray, " O"]:

@@ -6,20 +6,20 @@ the layout; ours:
 
 - in: the last `num_bins` x `bin_steps` steps as means of bins, one bin a time step of the LSTM, as log(E p);
 - out: one direct head over segments of the future that end at the knots 1, 2, 5, 10, ..., 2,000. The head of
-a segment
-  forecasts its mean, which is set at the segment's centre, joined by straight lines, and held beyond the
-  ends;
+  a segment forecasts its mean, which is set at the segment's centre, joined by straight lines, and held
+  beyond the ends;
 - each layer's experts go through a softmax. "Anchored" adds the log of the mean over the last `anchor_steps`
-to the
-  logits, and the head starts at zero: training then begins from a sliding window's forecast;
+  to the logits, and the head starts at zero: training then begins from a sliding window's forecast;
 - loss: cross-entropy against the segment's realised mean proportions, over all segments inside the training
-run.
+  run.
 
 Budget: every candidate of `learning_rates` x `hidden_sizes` x `anchored` gets the same `num_steps` Adam steps
 (cosine to 0, norm clipped at 1) of `batch_size` windows on the first part of every training run. The one with
 the lowest total variation of segment means on the last `validation_share` of those runs is trained again, for
-the same number of steps, on the whole of them. With the defaults: 8 candidates x 150 + 150 = 1,350 steps of
-32 windows.
+the same number of steps, on the whole of them. conf/predictor/lstm.yaml (anchored) and lstm_plain.yaml (not)
+have the same budget: 3 learning rates x 2 hidden sizes = 6 candidates x 400 steps, + 400 = 2,800 steps of 32
+windows. Their learning rates differ: each range was laid around the optimum by that validation error on a
+nano16 run.
 
 Expert 3 of one run is not expert 3 of another, so within each training window the experts of a layer are
 shuffled (`shuffle_experts`); without that the network learns the training run's experts by heart.
@@ -49,6 +49,10 @@ class Candidate:
     learning_rate: float
     hidden_size: int
     anchored: bool
+
+    def __str__(self) -> str:
+        anchor = "anchored" if self.anchored else "unanchored"
+        return f"lr {self.learning_rate:g}, hidden {self.hidden_size}, {anchor}"
 
 
 class Network(nn.Module):
@@ -85,10 +89,10 @@ class Lstm:
 
     def __init__(
         self,
-        learning_rates: Sequence[float] = (1e-3, 5e-3),
+        learning_rates: Sequence[float] = (1e-4, 3e-4, 1e-3),
         hidden_sizes: Sequence[int] = (32, 128),
-        anchored: Sequence[bool] = (True, False),
-        num_steps: int = 150,
+        anchored: Sequence[bool] = (True,),
+        num_steps: int = 400,
         batch_size: int = 32,
         num_bins: int = 32,
         bin_steps: int = 10,

@@ -16,40 +16,15 @@ from jaxtyping import Bool, Float, Integer
 METRICS = ("relative_error", "relative_error_of_mean", "total_variation")
 
 
-def relative_error(
-    forecast: Float[np.ndarray, "H L E"], future: Integer[np.ndarray, "H L E"]
-) -> Float[np.ndarray, " L"]:
-    """Mean of |p_hat - p| / p over steps and experts with p > 0 (see `zero_share` for those left out)."""
-    return relative_deviation(forecast, realised(future))
-
-
-def relative_error_of_mean(
-    forecast: Float[np.ndarray, "H L E"], future: Integer[np.ndarray, "H L E"]
-) -> Float[np.ndarray, " L"]:
-    """|m_hat - m| / m of the means over the horizon, averaged over experts with m > 0."""
-    actual = realised(future)
-    routed = ~np.isnan(actual)
-    predicted = np.where(routed, forecast, 0.0).sum(0, keepdims=True)
-    return relative_deviation(predicted, np.where(routed, actual, 0.0).sum(0, keepdims=True))
-
-
-def total_variation(
-    forecast: Float[np.ndarray, "H L E"], future: Integer[np.ndarray, "H L E"]
-) -> Float[np.ndarray, " L"]:
-    """Half the L1 distance, averaged over steps; NaN for a layer with a series that was not forecast."""
-    return half_l1(forecast, realised(future))
-
-
-def zero_share(forecast: Float[np.ndarray, "H L E"], future: Integer[np.ndarray, "H L E"]) -> Float[np.ndarray, " L"]:
-    """Share of the forecast (step, expert) cells that relative_error leaves out because p = 0."""
-    actual = realised(future)
-    return mean_where(actual == 0, ~np.isnan(actual) & ~np.isnan(forecast))
-
-
 def errors_by_horizon(
     forecast: Float[np.ndarray, "H L E"], future: Integer[np.ndarray, "H L E"], horizons: Sequence[int]
 ) -> dict[str, Float[np.ndarray, "N L"]]:
-    """The three errors and zero_share of a forecast's first h steps, for every h at once, by cumulative sums.
+    """Errors of a forecast's first h steps, for every h at once, by cumulative sums.
+
+    relative_error: mean of |p_hat - p| / p over steps and experts with p > 0.
+    relative_error_of_mean: |m_hat - m| / m of the means over the h steps, averaged over experts with m > 0.
+    total_variation: half the L1 distance, averaged over steps; NaN for a layer forecast only in part.
+    zero_share: share of the forecast (step, expert) cells that relative_error leaves out because p = 0.
 
     Raises:
         ValueError: a horizon is below 1 or beyond the forecast.
@@ -86,18 +61,16 @@ def relative_deviation(
     """Mean of |forecast - actual| / actual over rows and experts with actual > 0 and a forecast."""
     used = (actual > 0) & ~np.isnan(forecast)
     gap = np.abs(forecast - actual)
-    return mean_where(np.divide(gap, actual, out=np.zeros_like(gap), where=used), used)
+    return _layer_mean(np.divide(gap, actual, out=np.zeros_like(gap), where=used), used)
 
 
 def half_l1(forecast: Float[np.ndarray, "H L E"], actual: Float[np.ndarray, "H L E"]) -> Float[np.ndarray, " L"]:
     """Half the L1 distance over experts, averaged over rows that have an actual."""
     routed = ~np.isnan(actual[..., :1])
-    return mean_where(np.abs(forecast - actual).sum(-1, keepdims=True) / 2, routed)
+    return _layer_mean(np.abs(forecast - actual).sum(-1, keepdims=True) / 2, routed)
 
 
-def mean_where(
-    values: Float[np.ndarray, "H L X"] | Bool[np.ndarray, "H L X"], where: Bool[np.ndarray, "H L X"]
-) -> Float[np.ndarray, " L"]:
+def _layer_mean(values: Float[np.ndarray, "H L X"], where: Bool[np.ndarray, "H L X"]) -> Float[np.ndarray, " L"]:
     """Mean over rows and last axis where told; NaN, and no warning, for a layer without any."""
     return _ratio(np.where(where, values, 0).sum((0, 2)), where.sum((0, 2)))
 

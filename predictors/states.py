@@ -28,14 +28,17 @@ class States:
         drift: (W, L) share of a layer's tokens that changed expert from one window to the next, beyond noise.
         steps: (W,) last step of the second window.
         stable: (S, L) whether the layer is stable, as an observer at that step knows it: from nothing later,
-            so a forecast's cutoff may be chosen by it.
+            so a forecast's cutoff may be chosen by it. Rows before `first_judged` are False for want of data.
         stable_step: (L,) step from which `stable` holds to the end of the trace; -1 if it ends transient.
+        first_judged: first row of `stable` at which a layer can be stable at all; may lie beyond the trace. An
+            origin that knows `cutoff` steps is judged by row cutoff - 1.
     """
 
     drift: Float[np.ndarray, "W L"]
     steps: Int[np.ndarray, " W"]
     stable: Bool[np.ndarray, "S L"]
     stable_step: Int[np.ndarray, " L"]
+    first_judged: int
 
 
 def window_variance(proportion: Float[np.ndarray, "S L E"], window: int) -> Float[np.ndarray, "W L E"]:
@@ -65,21 +68,18 @@ def noise_variance(proportion: Float[np.ndarray, "S L E"], window: int) -> Float
     return _by_layer(_noise, proportion, window)
 
 
-def dispersion(tokens: Integer[np.ndarray, "S L E"], window: int) -> Float[np.ndarray, "W L"]:
-    """Sample variance in each window over what multinomial sampling explains, p (1 - p) / N, summed over E.
-
-    N is the number of pairs routed in a step. 1 says that loads vary no more than sampling makes them; drift
-    and overdispersed batches both raise it. Top-K without replacement lowers it to (1 - K/E) / (1 - 1/E) at
-    equal loads. NaN where a layer routed nothing.
-    """
-    _check_length(tokens.shape[0], window, least=2)
-    variance = window_variance(proportions(tokens), window) * (window / (window - 1))
-    return _over_multinomial(variance, tokens, window)
-
-
 def noise_dispersion(tokens: Integer[np.ndarray, "S L E"], window: int) -> Float[np.ndarray, "W L"]:
-    """As `dispersion`, of the noise alone: what the batches add to sampling, without drift."""
-    return _over_multinomial(noise_variance(proportions(tokens), window), tokens, window)
+    """`noise_variance` over what multinomial sampling explains, p (1 - p) / N, both summed over E.
+
+    N is the number of pairs routed in a step. 1 says that loads vary no more from step to step than sampling
+    makes them; batches that differ in kind raise it, drift does not. Top-K without replacement lowers it to
+    (1 - K/E) / (1 - 1/E) at equal loads. NaN where a layer routed nothing.
+    """
+    routed_SL = tokens.sum(-1)
+    one_draw_SL = 1.0 - (proportions(tokens) ** 2).sum(-1)
+    per_step_SL = np.divide(one_draw_SL, routed_SL, out=np.full(routed_SL.shape, np.nan), where=routed_SL > 0)
+    explained_WL = np.lib.stride_tricks.sliding_window_view(per_step_SL, window, axis=0).mean(-1)
+    return noise_variance(proportions(tokens), window).sum(-1) / explained_WL
 
 
 def probe_drift(counts: Integer[np.ndarray, "S L E"], step: Int[np.ndarray, " S"]) -> Float[np.ndarray, "S-1 L"]:
@@ -108,8 +108,11 @@ def detect_states(
 
     A layer becomes stable when its drift has been at most `enter` for `patience` windows, and transient again
     when its drift exceeds `leave`. Drift is the total variation between the means of the last window and of
-    the one before, corrected for noise. So nothing is stable before step (2 + patience) * window - 2, and a
-    layer that settles is called stable one window (the means' lag) plus `patience` windows later.
+    the one before, corrected for noise. So a layer that settles is called stable one window (the means' lag)
+    plus `patience` windows later.
+
+    Before row (2 + patience) * window - 2 nothing can be called stable yet: there every layer counts as
+    transient, however calm it is. `States.first_judged` is that row, for callers who leave such origins out.
 
     Args:
         proportion: load proportions of successive steps.
@@ -131,9 +134,10 @@ def detect_states(
         raise ValueError(f"patience must be positive (windows), got {patience}")
     step = np.arange(num_steps) if step is None else step
     drift = _drift(proportion, window)
+    first, patience_steps = 2 * window - 1, max(1, round(patience * window))
     stable = np.zeros(proportion.shape[:2], bool)
-    stable[2 * window - 1 :] = _hysteresis(drift, enter, leave, max(1, round(patience * window)))
-    return States(drift, step[2 * window - 1 :], stable, _stable_step(stable, step))
+    stable[first:] = _hysteresis(drift, enter, leave, patience_steps)
+    return States(drift, step[first:], stable, _stable_step(stable, step), first + patience_steps - 1)
 
 
 def sensitivity(
@@ -177,13 +181,6 @@ def _stable_step(stable: np.ndarray, step: np.ndarray) -> Int[np.ndarray, " L"]:
     transient_from_end = np.argmax(~stable[::-1], axis=0)
     # no layer is stable at step 0 (two windows come first), so argmax always finds a transient step
     return np.where(transient_from_end == 0, -1, step[-np.maximum(transient_from_end, 1)])
-
-
-def _over_multinomial(variance: np.ndarray, tokens: np.ndarray, window: int) -> Float[np.ndarray, "W L"]:
-    routed_SL = tokens.sum(-1)
-    one_draw_SL = 1.0 - (proportions(tokens) ** 2).sum(-1)
-    per_step_SL = np.divide(one_draw_SL, routed_SL, out=np.full(routed_SL.shape, np.nan), where=routed_SL > 0)
-    return variance.sum(-1) / np.lib.stride_tricks.sliding_window_view(per_step_SL, window, axis=0).mean(-1)
 
 
 def _by_layer(

@@ -6,7 +6,7 @@ routed in that layer and iteration, so a layer's proportions sum to one whatever
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
@@ -75,11 +75,6 @@ class LoadTrace:
     @property
     def num_experts(self) -> int:
         return self.tokens.shape[2]
-
-    def until(self, cutoff: int) -> "LoadTrace":
-        """The trace as known before step `cutoff`: a copy, so that the future is not reachable from it."""
-        known = self.step < cutoff
-        return replace(self, step=self.step[known].copy(), tokens=self.tokens[known].copy())
 
 
 def proportions(tokens: Integer[np.ndarray, "... E"]) -> Float[np.ndarray, "... E"]:

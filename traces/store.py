@@ -9,7 +9,7 @@ most the chunk in memory, and a recording run never touches a finished chunk: wh
 at any moment. No pickle: a trace from a stranger cannot execute code. Three lines read one:
 
     files = sorted(Path("trace").glob("loads-*.npz"))
-    tokens = np.concatenate([np.load(file)["tokens"] for file in files])    # (S, L, E)
+    tokens = np.concatenate([np.load(file)["tokens"] for file in files])  # (S, L, E)
     proportion = tokens / tokens.sum(-1, keepdims=True)
 """
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from predictors.floor import empirical_floor, multinomial_floor, realised_mean
-from predictors.metrics import METRICS, errors_by_horizon, relative_error
+from predictors.metrics import METRICS, errors_by_horizon
 from predictors.windows import SlidingWindow
 
 PAPER_BATCH = 256 * 2048
@@ -30,8 +30,8 @@ def test_sw_avg_adds_its_own_noise_to_the_floor(num_experts, window, percent):
     """A window of w steps misses by sqrt(1 + 1 / w) floors: 1.25-1.30 % and 0.43-0.45 % at that batch."""
     rng = np.random.default_rng(window)
     counts = rng.multinomial(PAPER_BATCH, np.full(num_experts, 1 / num_experts), size=(window + 1, 400))
-    error = relative_error(SlidingWindow(window).forecast(counts[:window], 1), counts[window:])
-    assert 100 * error.mean() == pytest.approx(percent, rel=0.02)
+    errors = errors_by_horizon(SlidingWindow(window).forecast(counts[:window], 1), counts[window:], [1])
+    assert 100 * errors["relative_error"].mean() == pytest.approx(percent, rel=0.02)
 
 
 def routed_counts(log_weight: np.ndarray, tokens: int, top_k: int, num_steps: int, seed: int) -> np.ndarray:

@@ -1,18 +1,22 @@
 """The LSTM: what it is fed, its equal budget, and that it leaves torch as it found it."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from predictors.lstm import Candidate, Lstm
-from predictors.metrics import total_variation
+from predictors.metrics import errors_by_horizon
 from predictors.segments import future_segments, join, past_bins, running_total, usable_knots
 from predictors.windows import SlidingWindow
 
+CONF = Path(__file__).parents[2] / "conf" / "predictor"
 TOY = {"learning_rates": [1e-3], "hidden_sizes": [8], "num_steps": 5, "num_bins": 6, "bin_steps": 5}
 
 
@@ -69,7 +73,10 @@ def test_it_learns_from_other_runs_what_a_window_cannot_know(as_trace):
     lstm = Lstm([5e-3], [32], [True], num_steps=200, num_bins=8, anchor_steps=20, validation_share=0.2)
     lstm.fit(runs[:3])
     past, future = runs[3].tokens[:80], runs[3].tokens[80:280]
-    learned, window = (total_variation(p.forecast(past, 200), future).mean() for p in (lstm, SlidingWindow(20)))
+    learned, window = (
+        errors_by_horizon(p.forecast(past, 200), future, [200])["total_variation"].mean()
+        for p in (lstm, SlidingWindow(20))
+    )
     assert learned < 0.7 * window
 
 
@@ -79,6 +86,21 @@ def test_every_candidate_is_tried_and_the_best_is_kept(make_trace):
     assert set(lstm.validation) == {Candidate(r, 8, a) for r in (1e-3, 1e-2) for a in (True, False)}
     assert lstm.chosen.anchored
     assert lstm.validation[lstm.chosen] == min(lstm.validation.values())
+
+
+def test_both_configurations_have_the_same_budget():
+    anchored, plain = (instantiate(OmegaConf.load(CONF / f"{name}.yaml")) for name in ("lstm", "lstm_plain"))
+    assert {c.anchored for c in anchored.candidates} == {True}
+    assert {c.anchored for c in plain.candidates} == {False}
+    sizes, others = ([c.hidden_size for c in lstm.candidates] for lstm in (anchored, plain))
+    assert sizes == others
+    for name in ("num_steps", "batch_size", "num_bins", "bin_steps", "validation_share"):
+        assert getattr(anchored, name) == getattr(plain, name)
+
+
+@pytest.mark.parametrize(("anchored", "said"), [(True, "anchored"), (False, "unanchored")])
+def test_a_candidate_can_be_read(anchored, said):
+    assert str(Candidate(0.005, 128, anchored)) == f"lr 0.005, hidden 128, {said}"
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

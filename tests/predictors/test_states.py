@@ -8,7 +8,6 @@ from hypothesis.extra import numpy as hnp
 
 from predictors.states import (
     detect_states,
-    dispersion,
     noise_dispersion,
     noise_variance,
     probe_drift,
@@ -95,6 +94,14 @@ def test_stationary_loads_are_stable_as_soon_as_can_be_said(seed):
     assert stable_step(sampled(constant(seed), seed)) == EARLIEST
 
 
+@pytest.mark.parametrize(("window", "patience"), [(100, 1.0), (50, 2.0), (40, 0.33), (10, 0.01), (100, 99.0)])
+def test_first_judged_is_where_loads_that_never_move_turn_stable(window, patience):
+    states = detect_states(np.full((400, 2, 4), 0.25), window=window, patience=patience)
+    expected = np.arange(400)[:, None] >= states.first_judged
+    np.testing.assert_array_equal(states.stable, np.broadcast_to(expected, states.stable.shape))
+    assert states.first_judged == pytest.approx((2 + patience) * window - 2, abs=1)
+
+
 @pytest.mark.parametrize("decay_steps", [50, 100, 200])
 @pytest.mark.parametrize("seed", range(3))
 def test_relaxing_loads_are_stable_two_windows_after_they_settle(seed, decay_steps):
@@ -175,12 +182,10 @@ def test_sensitivity_tries_every_choice():
     assert found[1, 0, 0] > found[1, 1, 0] > found[1, 2, 0]
 
 
-def test_dispersion_is_one_for_independent_tokens_and_counts_drift_apart():
-    still, moving = sampled(constant(0), 0), sampled(relaxing(0, 200)[0], 0)
-    assert dispersion(still, WINDOW).mean() == pytest.approx(1.0, abs=0.05)
-    assert noise_dispersion(moving, WINDOW).mean() == pytest.approx(1.0, abs=0.05)
-    assert dispersion(moving, WINDOW)[0, 0] > 2
-    assert np.isnan(dispersion(np.zeros((10, 1, 4), int), 5)).all()
+def test_noise_dispersion_is_one_for_independent_tokens_with_or_without_drift():
+    for truth in (constant(0), relaxing(0, 200)[0]):
+        assert noise_dispersion(sampled(truth, 0), WINDOW).mean() == pytest.approx(1.0, abs=0.05)
+    assert np.isnan(noise_dispersion(np.zeros((10, 1, 4), int), 5)).all()
 
 
 def test_probe_drift_is_the_share_that_moved_per_step():

@@ -1,4 +1,4 @@
-"""The load trace: what it refuses, what it hides, and its proportions."""
+"""The load trace: what it refuses, and its proportions."""
 
 import subprocess
 import sys
@@ -13,27 +13,6 @@ from hypothesis.extra import numpy as hnp
 from traces.load import LoadTrace, TraceSource, proportions
 
 SOURCE = TraceSource("nano", "topk", 0, 8, 2, "abc", "0.1.0")
-
-
-def trace(num_steps: int = 6) -> LoadTrace:
-    tokens = np.random.default_rng(0).integers(0, 9, (num_steps, 2, 4))
-    return LoadTrace(np.arange(num_steps), tokens, SOURCE)
-
-
-def test_until_hides_the_future():
-    whole = trace()
-    known = whole.until(3)
-    assert known.step.tolist() == [0, 1, 2]
-    # neither a view nor the base of one leads back to later steps
-    for name in ("step", "tokens"):
-        assert getattr(known, name).base is None
-        assert not np.shares_memory(getattr(known, name), getattr(whole, name))
-
-
-def test_until_counts_training_steps_and_not_rows():
-    sparse = LoadTrace(np.array([0, 10, 20]), np.ones((3, 1, 2), int), SOURCE)
-    assert sparse.until(20).step.tolist() == [0, 10]
-    assert sparse.until(0).step.size == 0
 
 
 @pytest.mark.usefixtures("as_users_call")
