@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from benchmarks.record import Cell, read_records, write_cells, write_records
 from benchmarks.report import CONF, print_verdicts, section, write
 from benchmarks.results import read_results
 from traces.atomic import write_text_atomically
+from traces.store import TraceWriter, read_loads
 
 
 class Runner:
@@ -136,6 +138,18 @@ def collect(name: str, cells: list[Stage], failed: dict[Stage, str], root: Path)
     write_text_atomically(target / "failed.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def collect_traces(training: list[Stage], root: Path) -> None:
+    """Put the loads of each setting's first finished run, as one chunk, under ROOT/train/traces/SETTING."""
+    target = root / "train" / "traces"
+    shutil.rmtree(target, ignore_errors=True)
+    for stage in training:
+        if stage.finished and stage.folder is not None:
+            loads = read_loads(stage.folder / "trace")
+            if not (target / loads.source.model).exists():
+                writer = TraceWriter(target / loads.source.model, loads.source, loads.num_layers, loads.num_experts)
+                writer.write_loads(loads.step, loads.tokens)
+
+
 def reproduce(names: list[str], scale: str, outputs: str, logger: str, jobs: int) -> int:
     """Measure, collect, report; returns the number of stages that could not run."""
     training, cells = plan(names, scale, outputs, logger)
@@ -150,6 +164,7 @@ def reproduce(names: list[str], scale: str, outputs: str, logger: str, jobs: int
         runner.run(cells)
     root = Path(outputs) / scale / "report"
     collect("train", training, runner.failed, root)
+    collect_traces(training, root)
     for name in names:
         collect(name, [stage for stage in cells if stage.experiment == name], runner.failed, root)
     sections = [section(experiment) for experiment in read_results(root, CONF)]

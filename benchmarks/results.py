@@ -15,6 +15,8 @@ from benchmarks.figures import Curve, read_curves
 from benchmarks.record import Cell, Record, read_cells, read_records
 from benchmarks.verdict import Finding, judge
 
+LAST = 1_000  # place in the report of what has no claims, such as the training runs
+
 
 @dataclass(frozen=True)
 class FailedCell:
@@ -75,7 +77,7 @@ def read_experiment(folder: Path, conf: Path) -> Experiment:
     cells = _read(folder / "cells.jsonl", read_cells)
     return Experiment(
         name=folder.name,
-        order=int(about.get("order") or 0),
+        order=int(about.get("order", LAST)),
         title=str(about.get("title") or folder.name),
         question=str(about.get("question") or ""),
         run=str(about.get("run") or ""),

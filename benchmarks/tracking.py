@@ -105,14 +105,14 @@ class CsvTracker:
 
 
 def figure_pages(measurement: "Measurement") -> dict[str, str]:
-    """The cell's own figures as small HTML pages, by name; none where the cell has no series."""
+    """The cell's own series as small HTML pages, by figure; none where it has no series."""
     if not measurement.curves:
         return {}
     from benchmarks.figures import draw_figures, parse_curves
     from benchmarks.svg import palette_css
 
     style = f"<style>:root {{ {palette_css('light')} }} svg {{ max-width: 34rem; display: block }}</style>"
-    figures = draw_figures(measurement.records, parse_curves(measurement.curves), [])
+    figures = draw_figures([], parse_curves(measurement.curves), [])
     return {
         figure.name: style + "".join(f"<h4>{panel.title}</h4>{panel.svg}" for panel in figure.panels)
         for figure in figures

@@ -3,11 +3,14 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.plan import Stage
 from benchmarks.record import Cell, Record, read_cells, read_records, write_records
-from benchmarks.reproduce import Runner, collect, last_line
+from benchmarks.reproduce import Runner, collect, collect_traces, last_line
+from traces.load import TraceSource
+from traces.store import TraceWriter, read_loads
 
 
 def stage(tmp_path: Path, name: str, code: str) -> Stage:
@@ -59,6 +62,21 @@ def test_collect_gathers_finished_cells_and_lists_failures(tmp_path: Path) -> No
     (root / "toy" / "curves" / "stale.json").write_text("{}")
     collect("toy", stages[:1], {}, root)
     assert [path.stem for path in (root / "toy" / "curves").glob("*.json")] == ["one"]
+
+
+def test_first_run_of_a_setting_gives_its_loads(tmp_path: Path) -> None:
+    stages = []
+    for seed in (0, 1):
+        source = TraceSource("nano", "TopK", seed, 4, 1, "text", "0")
+        writer = TraceWriter(finish(tmp_path, f"run{seed}", 1.0) / "trace", source, 1, 2)
+        for step in (0, 1):
+            writer.write_loads(np.array([step]), np.array([[[seed, 4 - seed]]]))
+        stages.append(stage(tmp_path, f"run{seed}", ""))
+    for _ in range(2):  # a second collection replaces the first
+        collect_traces(stages, tmp_path / "report")
+    (folder,) = (tmp_path / "report" / "train" / "traces").iterdir()
+    assert read_loads(folder).source.seed == 0
+    assert len(list(folder.glob("loads-*.npz"))) == 1
 
 
 def test_last_line_prefers_the_error(tmp_path: Path) -> None:
