@@ -117,11 +117,17 @@ def test_uninterrupted_run_records_everything(whole):
     assert found["probe/step"].tolist() == list(range(0, STEPS, 4))
     assert (found["trace"].sum(-1) == 8 * 32 * 2).all()
     assert len(found["routing"]) == STEPS // 10
-    assert {record.metric for record in read_records(whole / "records.csv")} == {
-        "held_out/all",
-        "held_out/dictionary",
-        "held_out/facts",
-    }
+    rows = {record.metric: record.value for record in read_records(whole / "records.csv")}
+    assert rows.keys() == {"held_out/all", "held_out/dictionary", "held_out/facts", "epochs", "tokens_per_step"}
+    assert rows["tokens_per_step"] == 8 * 32
+
+
+def test_a_kill_after_the_last_checkpoint_costs_no_figure(whole, cache, tmp_path):
+    run = Run(tmp_path / "run", cache)
+    folder = run.finish()
+    for name in ("cell.json", "records.csv"):
+        (folder / name).unlink()
+    assert_same(run.finish(), whole)
 
 
 def test_killed_run_goes_on_as_if_nothing_had_happened(cache, whole, tmp_path):
