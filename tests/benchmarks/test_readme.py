@@ -7,6 +7,9 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+import torch
+
+from routers.base import Router
 
 ROOT = Path(__file__).resolve().parents[2]
 # a toy run has 240 steps: shorter horizons and windows than the README's nano16
@@ -21,6 +24,15 @@ def commands() -> list[list[str]]:
     blocks = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     lines = [line.split("#")[0] for block in blocks for line in block.splitlines()]
     return [shlex.split(line)[2:] for line in lines if line.startswith("python -m benchmarks.")]
+
+
+def test_example_router_routes() -> None:
+    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    defined: dict[str, type[Router]] = {}
+    exec(source, defined)
+    router = defined["Contrary"](4, 8, 0, top_k=2)
+    scores_TE = torch.rand(5, 8)
+    assert torch.equal(router.select(scores_TE), scores_TE.argsort()[:, :2])
 
 
 @pytest.mark.slow
