@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ def test_offline_run_holds_config_group_tags_and_figures(tmp_path: Path) -> None
         tracker = WandbTracker("moelab-test", "offline")
         run_id = tracker.start(tmp_path, ["nano", "seed0", "ema"], "toy", "predict_loads", {"window": 3})
         tracker.finish(tmp_path, Measurement([ROW]))
+        # offline folders are named by the second: no cell is resumed within one
+        time.sleep(1.1)
     runs = sorted((tmp_path / "wandb").glob("offline-run-*"))
     assert {run.name.rsplit("-", 1)[1] for run in runs} == {run_id} == {(tmp_path / "wandb_id").read_text()}
     told = json.dumps(inspect(runs[-1]))

@@ -17,7 +17,6 @@ from models.language_model import LanguageModel
 from models.moe import MoELayer
 from models.stream import Blocks, TokenStream
 from models.transformer import Transformer
-from routers.base import Routing
 from routers.topk import TopK
 from traces.load import TraceSource
 
@@ -28,19 +27,6 @@ SEQUENCE_LENGTH, SEQUENCES_PER_BATCH = 8, 4
 def one_thread() -> None:
     """Two threads on a busy machine are many times slower than one."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def make_routing() -> Callable[..., Routing]:
-    """A Routing of given choices (T, K): scores and weights are random, weight 0 where the choice is -1."""
-
-    def make(expert_indices: torch.Tensor, num_experts: int, seed: int = 0) -> Routing:
-        generator = torch.Generator().manual_seed(seed)
-        scores = torch.rand(len(expert_indices), num_experts, generator=generator).softmax(-1)
-        weights = torch.rand(expert_indices.shape, generator=generator) * (expert_indices >= 0)
-        return Routing(scores, weights, expert_indices)
-
-    return make
 
 
 @pytest.fixture

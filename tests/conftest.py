@@ -1,4 +1,4 @@
-"""Fixtures of the router tests."""
+"""Fixtures that tests of several packages share."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from routers.base import Routing
 
 @pytest.fixture
 def make_routing() -> Callable[..., Routing]:
-    """A Routing of given choices: scores and weights are random, weight 0 where the choice is -1."""
+    """A Routing of given choices (T, K): scores and weights are random, weight 0 where the choice is -1."""
 
     def make(expert_indices: torch.Tensor, num_experts: int, seed: int = 0) -> Routing:
         generator = torch.Generator().manual_seed(seed)
