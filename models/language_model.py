@@ -74,6 +74,12 @@ class LanguageModel(L.LightningModule):
             "expert_indices": [layer.routing.expert_indices for layer in output.moe],
         }
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        accumulated = self.trainer.accumulate_grad_batches
+        if (batch_idx + 1) % accumulated == 0:
+            for router in self.decoder.routers:
+                router.finish_step()
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         _, cross_entropy_BS = self._predict(batch)
         # a domain that this batch lacks weighs nothing: ranks that log different names would mix them up

@@ -37,7 +37,8 @@ class MoELayer(nn.Module):
         router: made by a factory with (dim, num_experts, layer).
         experts: local compute.
         dispatcher: moves rows to experts and back.
-        capacity_factor: None = dropless; else choices beyond the expert capacity are dropped.
+        capacity_factor: None = dropless; else choices beyond the expert capacity are dropped. A router's own factor
+            comes first.
 
     Raises:
         ValueError: a capacity factor that is not positive.
@@ -57,19 +58,24 @@ class MoELayer(nn.Module):
         self.capacity_factor = capacity_factor
 
     def forward(
-        self, x_TD: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"]
+        self, x_TD: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"], num_sequences: int = 1
     ) -> tuple[Float[Tensor, "T D"], MoEOutput]:
-        """Hidden states (T, D) and token ids (T,) to the layer's output (T, D) and what it tells of the batch."""
+        """Hidden states (T, D) and token ids (T,) to the layer's output (T, D) and what it tells of the batch.
+
+        The tokens are `num_sequences` sequences of equal length, which only matters to losses taken per sequence.
+        """
         logits_TE = self.router.logits(x_TD)
         routing = self.router.route(logits_TE, token_ids)
         rows, tokens_per_expert, plan = self.dispatcher.dispatch(x_TD, self._limited(routing))
         out_TD = self.dispatcher.combine(self.experts(rows, tokens_per_expert), plan)
         load = count_tokens(routing.expert_indices, self.router.num_experts)
-        return out_TD, MoEOutput(routing, load, self.router.losses(logits_TE, routing))
+        return out_TD, MoEOutput(routing, load, self.router.losses(logits_TE, routing, num_sequences))
 
     def _limited(self, routing: Routing) -> Routing:
-        if self.capacity_factor is None:
+        # a method with a capacity of its own, such as Switch, keeps it in every model
+        factor = self.router.capacity_factor or self.capacity_factor
+        if factor is None:
             return routing
         num_tokens, num_experts = routing.scores.shape
-        limit = capacity(num_tokens, self.router.top_k, num_experts, self.capacity_factor)
+        limit = capacity(num_tokens, self.router.top_k, num_experts, factor)
         return drop_over_capacity(routing, limit)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from models.dispatch import LocalDispatcher
 from models.moe import ExpertsFactory, MoELayer, MoEOutput, RouterFactory
+from routers.base import Router
 
 
 class DecoderOutput(NamedTuple):
@@ -65,7 +66,7 @@ class Block(nn.Module):
         x = x + self.attention(self.attention_norm(x))
         normed_TD = self.mlp_norm(x).flatten(0, 1)
         if isinstance(self.mlp, MoELayer):
-            out_TD, told = self.mlp(normed_TD, token_ids)
+            out_TD, told = self.mlp(normed_TD, token_ids, x.shape[0])
         else:
             out_TD, told = self.mlp(normed_TD), None
         return x + out_TD.view_as(x), told
@@ -154,6 +155,11 @@ class Transformer(nn.Module):
                 told.append(layer_told)
         # tied output embedding
         return DecoderOutput(F.linear(self.norm(x), self.tokens.weight), told)
+
+    @property
+    def routers(self) -> list[Router]:
+        """The MoE layers' routers, first layer first."""
+        return [block.mlp.router for block in self.blocks if isinstance(block.mlp, MoELayer)]
 
     @property
     def shape(self) -> dict[str, int]:

@@ -2,9 +2,12 @@
 
 A router subclasses `Router` with one method, `select`. Everything else (gate, scores, weights, losses) has a default
 that a published method overrides where it differs.
+
+A router that needs to know where experts live has `device_of_expert` among its arguments, one that needs a profile has
+`collaboration`: whoever trains a model fills them in, for all layers, where a router's YAML names them.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -39,10 +42,17 @@ class Router(nn.Module):
         renormalise: divide a token's K weights by their sum, as Mixtral and Qwen3 do; GPT-style top-1 does not.
         balance_weight: coefficient of the load-balance loss.
         z_weight: coefficient of the router z-loss.
+        capacity_factor: drop choices beyond this router's own capacity; None leaves that to the model.
+
+    Attributes:
+        causal: whether a token's experts depend on no later token; a router for which they do cannot generate text, and
+            its losses are no measure of quality.
 
     Raises:
         ValueError: K outside 1..E, or a negative coefficient.
     """
+
+    causal: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -54,6 +64,7 @@ class Router(nn.Module):
         renormalise: bool = True,
         balance_weight: float = 0.0,
         z_weight: float = 0.0,
+        capacity_factor: float | None = None,
     ) -> None:
         super().__init__()
         if not 1 <= top_k <= num_experts:
@@ -63,7 +74,10 @@ class Router(nn.Module):
                 f"loss weights must not be negative, got balance_weight={balance_weight}, z_weight={z_weight}"
             )
         self.num_experts, self.layer, self.top_k, self.renormalise = num_experts, layer, top_k, renormalise
+        if capacity_factor is not None and capacity_factor <= 0:
+            raise ValueError(f"capacity_factor must be positive, got {capacity_factor}")
         self.balance_weight, self.z_weight = balance_weight, z_weight
+        self.capacity_factor = capacity_factor
         self.gate = nn.Linear(dim, num_experts, bias=False)
 
     def select(self, scores: Float[Tensor, "T E"], token_ids: Int[Tensor, " T"] | None = None) -> Int[Tensor, "T K"]:
@@ -96,8 +110,21 @@ class Router(nn.Module):
         """Route hidden states (..., D), flattened to T tokens: what MegaBlocks calls on the router it is given."""
         return self.route(self.logits(x.reshape(-1, x.shape[-1])), token_ids)
 
-    def losses(self, logits: Float[Tensor, "T E"], routing: Routing) -> dict[str, Float[Tensor, ""]]:
-        """Auxiliary losses by name, already multiplied by their weights; empty where all weights are 0."""
+    @property
+    def num_choices(self) -> int:
+        """Columns of a Routing: K, or more where a token's number of experts varies and -1 fills the rest."""
+        return self.top_k
+
+    def finish_step(self) -> None:
+        """Called after each optimiser step: a router that steers something by what it routed does so here."""
+
+    def losses(
+        self, logits: Float[Tensor, "T E"], routing: Routing, num_sequences: int = 1
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Auxiliary losses by name, already multiplied by their weights; empty where all weights are 0.
+
+        The T tokens are `num_sequences` sequences of equal length, one after the other.
+        """
         found = {}
         if self.balance_weight:
             found["balance"] = self.balance_weight * load_balance_loss(routing.scores, routing.expert_indices)
