@@ -25,7 +25,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks.expectation import expectations_fingerprint
@@ -202,7 +202,21 @@ def _processor() -> str:
 
 def compose(root: str, overrides: list[str]) -> DictConfig:
     """Compose a root configuration, inside a Hydra application or outside one."""
-    if GlobalHydra.instance().is_initialized():
-        return hydra.compose(root, overrides)
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return hydra.compose(root, overrides)
+    return compose_with_choices(root, overrides)[0]
+
+
+def compose_with_choices(root: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The composed configuration, and the chosen file of each group, as an application finds it in HydraConfig."""
+    if not GlobalHydra.instance().is_initialized():
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return compose_with_choices(root, overrides)
+    config = hydra.compose(root, overrides, return_hydra_config=True)
+    choices = plain_choices(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return config, choices
+
+
+def plain_choices(choices: DictConfig) -> dict[str, str]:
+    """Group -> chosen file name, from what Hydra noted."""
+    return {str(group): str(name) for group, name in choices.items()}

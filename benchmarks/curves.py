@@ -1,9 +1,23 @@
 """Collects the series that a cell gives to the report's figures, thinned to what a figure can show."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One series of one run as the report reads it; `y` may hold None."""
+
+    figure: str
+    panel: str
+    series: str
+    x: list[float]
+    y: list[float | None]
+    setting: str
+    seed: int
 
 
 class Curves:

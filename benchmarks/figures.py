@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.collaboration_figures import degree_figure, matrix_figure
+from benchmarks.curves import Curve
 from benchmarks.panels import Figure, Key, Line, Panel, Scale, line_panel
 from benchmarks.record import Cell, Record
 from benchmarks.record_figures import (
@@ -57,19 +59,6 @@ TEXTS = {
 }
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One series of one run; `y` may hold None."""
-
-    figure: str
-    panel: str
-    series: str
-    x: list[float]
-    y: list[float | None]
-    setting: str
-    seed: int
-
-
 def read_curves(folder: Path) -> list[Curve]:
     """All curves of an experiment, cell by cell; ValueError names a file that holds something else."""
     curves = []
@@ -97,6 +86,7 @@ def draw_figures(records: Sequence[Record], curves: Sequence[Curve], cells: Sequ
         marks = _Marks(_stable_steps(records), _thresholds(cells)) if name == "drift" else _Marks({}, [])
         figures.append(_lines_figure(name, [_line_a_layer(curve) for curve in by_name.pop(name)], {}, marks))
     figures += forecast_figures(records)
+    figures += [matrix_figure(by_name.pop("collaboration", [])), degree_figure(by_name.pop("collaboration_degree", []))]
     keys = method_keys(records)
     figures += [_lines_figure(name, by_name[name], keys, _Marks({}, [])) for name in sorted(by_name)]
     figures += [device_load_figure(records), sensitivity_figure(records)]

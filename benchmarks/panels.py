@@ -11,11 +11,12 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis as MatplotlibAxis
 from matplotlib.figure import Figure as Canvas
-from matplotlib.patches import Rectangle
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from benchmarks.svg import FAINT, INK, drawn_colour, embed
@@ -39,6 +40,8 @@ STYLE: dict[Any, Any] = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
 }
+
+NUM_SHADES = 10
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,32 @@ def heat_panel(
         axes.grid(visible=False)
 
     return _draw(draw, column_label, row_label, height=0.8 + 0.36 * max(len(rows), 3))
+
+
+def matrix_panel(values: Float[np.ndarray, "N N"], high: float, labels: Sequence[str], *, label: str) -> str:
+    """A square of shades without texts, from none at 0 to full at `high` and above; rows and columns share labels."""
+    # few shades, each one path: a path for every cell would be many times the bytes
+    shades = np.clip(np.ceil(NUM_SHADES * values / (high or 1.0)), 0, NUM_SHADES)
+    places = range(len(values))
+
+    def draw(axes: Axes) -> None:
+        for shade in range(1, NUM_SHADES + 1):
+            colour = drawn_colour("--method-0")
+            axes.add_patch(PathPatch(_squares(shades == shade), color=colour, alpha=shade / NUM_SHADES, lw=0))
+        axes.set_xticks(places, labels, fontsize=6, rotation=90)
+        axes.set_yticks(places, labels, fontsize=6)
+        axes.set(xlim=(-0.5, len(places) - 0.5), ylim=(len(places) - 0.5, -0.5), aspect="equal")
+        axes.grid(visible=False)
+
+    return _draw(draw, label, label, height=4.2)
+
+
+def _squares(where: Bool[np.ndarray, "N N"]) -> Path:
+    """Nearly touching unit squares on the marked cells, as one path."""
+    corners = 0.47 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
+    vertices = np.argwhere(where)[:, None, ::-1] + corners
+    codes = np.tile([Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY], len(vertices))
+    return Path(vertices.reshape(-1, 2), codes)
 
 
 def _draw_line(axes: Axes, line: Line) -> None:

@@ -2,14 +2,16 @@
 
 import itertools
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from hydra.core.override_parser.types import Glob, Override
+from omegaconf import DictConfig, OmegaConf
 
-from benchmarks.cell import ROOT, compose, fingerprint
+from benchmarks.arms import arm_labels, arm_overrides, needed_arms, seeds_of, with_arms
+from benchmarks.cell import ROOT, compose_with_choices, fingerprint
 from benchmarks.recorded import training_config, with_run
 
 EXPERIMENTS = ROOT / "conf" / "experiment"
@@ -70,44 +72,79 @@ def cell_overrides(experiment: dict[str, Any], scale: str) -> list[list[str]]:
     choices = []
     for key, value in params.items():
         (override,) = OverridesParser.create().parse_overrides([f"{key}={value}"])
-        values = override.sweep_string_iterator() if override.is_sweep_override() else [value]
-        choices.append([f"{key}={one}" for one in values])
+        choices.append([f"{key}={one}" for one in _values(override, str(value))])
     return [list(cell) for cell in itertools.product(*choices)]
 
 
-def plan(names: list[str], scale: str, outputs: str, logger: str) -> tuple[list[Stage], list[Stage]]:
-    """The training runs that the experiments need (each once), and their cells.
+def _values(override: Override, value: str) -> list[str]:
+    """What a swept key takes on: a list, or glob(*) for every file of a group, as Hydra's own sweeper has it."""
+    if not override.is_sweep_override():
+        return [value]
+    if not isinstance(override.value(), Glob):
+        return list(override.sweep_string_iterator())
+    files = sorted(path.stem for path in (ROOT / "conf" / override.key_or_group).glob("*.yaml"))
+    return override.value().filter(files)
+
+
+@dataclass
+class Plan:
+    """Stages in the order of their needs, each once: training runs, the arms that go on from them, the cells."""
+
+    training: dict[str, Stage] = field(default_factory=dict)
+    arms: dict[str, Stage] = field(default_factory=dict)
+    cells: list[Stage] = field(default_factory=list)
+
+    @property
+    def levels(self) -> list[list[Stage]]:
+        """Lists of stages that may run side by side."""
+        return [list(self.training.values()), list(self.arms.values()), self.cells]
+
+
+def plan(names: list[str], scale: str, outputs: str, logger: str) -> Plan:
+    """All stages that experiments need at a scale.
 
     Raises:
         ValueError: an unknown experiment or scale.
     """
     if scale not in SCALES:
         raise ValueError(f"no scale {scale!r}; there are {', '.join(SCALES)}")
-    training: dict[str, Stage] = {}
-    cells = []
+    found = Plan()
     common = [f"outputs={outputs}", f"logger={logger}"]
     for name in names:
         experiment = load_experiment(name)
         for overrides in cell_overrides(experiment, scale):
             arguments = [f"experiment={name}", f"trace.scale={scale}", *common, *overrides]
-            config = with_run(compose(experiment["entry"], arguments))
-            run = training_config(config.setting, config.seed, scale, outputs)
-            run_name = f"{config.setting} seed {config.seed}"
-            run_arguments = [f"setting={config.setting}", f"seed={config.seed}", f"scale={scale}", *common]
-            training[run_name] = Stage(
-                "train",
-                f"train {run_name}",
-                _command("train", run_arguments),
-                fingerprint(run),
-                outputs,
-                scale,
-            )
+            config, choices = compose_with_choices(experiment["entry"], arguments)
+            if "arm" in config:
+                config = with_arms(config, choices)
+                _add_arms(found, config, choices, common)
+            else:
+                config = with_run(config)
+            for seed in seeds_of(config):
+                _add_training(found, config.setting, seed, config, common)
             swept = [part.split("=", 1) for part in overrides]
             grid = experiment["hydra"]["sweeper"]["params"]
             label = " ".join([name, *(value for key, value in swept if key in grid and "[" not in value)])
             command = _command(experiment["entry"], ["hydra.mode=RUN", *arguments])
-            cells.append(Stage(name, label, command, fingerprint(config), outputs, scale))
-    return list(training.values()), cells
+            found.cells.append(Stage(name, label, command, fingerprint(config), outputs, scale))
+    return found
+
+
+def _add_training(found: Plan, setting: str, seed: int, config: DictConfig, common: list[str]) -> None:
+    run = training_config(setting, seed, config.scale, config.outputs)
+    arguments = [f"setting={setting}", f"seed={seed}", f"scale={config.scale}", *common]
+    name = f"train {setting} seed {seed}"
+    found.training[name] = Stage(
+        "train", name, _command("train", arguments), fingerprint(run), config.outputs, config.scale
+    )
+
+
+def _add_arms(found: Plan, config: DictConfig, choices: dict[str, str], common: list[str]) -> None:
+    for router, arm in needed_arms(config, choices):
+        key = fingerprint(arm)
+        name = " ".join(["arm", *arm_labels(arm, router), key[:4]])
+        command = _command("train_router", [*arm_overrides(arm, router, choices), *common])
+        found.arms[key] = Stage("train_router", name, command, key, config.outputs, config.scale)
 
 
 def _command(entry: str, arguments: list[str]) -> tuple[str, ...]:

@@ -152,18 +152,23 @@ def collect_traces(training: list[Stage], root: Path) -> None:
 
 def reproduce(names: list[str], scale: str, outputs: str, logger: str, jobs: int) -> int:
     """Measure, collect, report; returns the number of stages that could not run."""
-    training, cells = plan(names, scale, outputs, logger)
+    found = plan(names, scale, outputs, logger)
+    training, arms, cells = found.levels
     if compose("train", [f"scale={scale}"]).trainer.accelerator != "cpu":
         # a training run takes every device
         jobs = 1
     minutes = float(sum(load_experiment(name)["minutes"][scale] for name in names))
-    runner = Runner(jobs, minutes, len(training) + len(cells))
-    print(f"{len(training)} training runs and {len(cells)} cells at scale {scale}, declared {minutes:.0f} minutes")
+    runner = Runner(jobs, minutes, sum(map(len, found.levels)))
+    print(
+        f"{len(training)} training runs, {len(arms)} router arms and {len(cells)} cells at scale {scale}, declared "
+        f"{minutes:.0f} minutes"
+    )
     with runner.progress:
-        runner.run(training)
-        runner.run(cells)
+        for stages in found.levels:
+            runner.run(stages)
     root = Path(outputs) / scale / "report"
     collect("train", training, runner.failed, root)
+    collect("train_router", arms, runner.failed, root)
     collect_traces(training, root)
     for name in names:
         collect(name, [stage for stage in cells if stage.experiment == name], runner.failed, root)

@@ -8,6 +8,7 @@ from typing import Any
 
 import hydra
 import lightning as L
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
@@ -24,26 +25,32 @@ from models.language_model import LanguageModel
 from traces.load import TraceSource
 
 
-def build_data(config: DictConfig) -> TextDataModule:
-    """The data module of a training configuration; a run is one Lightning epoch."""
+def build_data(config: DictConfig, order: int | None = None) -> TextDataModule:
+    """The data module of a training configuration; a run is one Lightning epoch.
+
+    `order` seeds the order of the training text, by default the run's own seed.
+    """
     trainer = config.trainer
     return TextDataModule(
         **config.data,
-        seed=config.seed,
+        seed=config.seed if order is None else order,
         num_batches=trainer.max_steps * trainer.accumulate_grad_batches,
         cache=Path(config.outputs) / "cache",
     )
 
 
-def build_module(config: DictConfig, data: TextDataModule) -> LanguageModel:
-    """The LightningModule of a training configuration; raises ValueError where text and model disagree."""
+def build_module(config: DictConfig, data: TextDataModule, **given: np.ndarray) -> LanguageModel:
+    """The LightningModule of a training configuration; raises ValueError where text and model disagree.
+
+    `given` are a router's arguments that no YAML can hold: a profile, the devices of experts.
+    """
     if config.model.vocab_size != data.vocab_size:
         raise ValueError(
             f"model.vocab_size = {config.model.vocab_size}, the tokenizer {data.tokenizer} has {data.vocab_size}"
         )
     transformer = instantiate(
         config.model,
-        router=instantiate(config.router),
+        router=instantiate(config.router, **given),
         experts=instantiate(config.experts),
         dispatcher=instantiate(config.dispatcher),
     )

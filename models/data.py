@@ -180,6 +180,17 @@ class TextDataModule(L.LightningDataModule):
         stream = TokenStream(self._blocks, self.sequences_per_batch, self.seed, FRESH)
         return (stream.batch(index, rank, world_size) for index in range(first, first + num_batches))
 
+    def sampled_batches(self, text: str, num_batches: int, seed: int) -> Iterator[Batch]:
+        """Whole batches of "held_out" or "train" text, the same on every rank and in every run: drawn by `seed` alone.
+
+        Sequences come in a random order; none twice before all came once.
+        """
+        blocks = {"held_out": self._held_out_blocks, "train": self._blocks}
+        if text not in blocks:
+            raise ValueError(f"text={text!r} is neither held_out nor train")
+        stream = TokenStream(blocks[text], self.sequences_per_batch, _at_least(0, "seed", seed), FRESH)
+        return (stream.batch(index) for index in range(_at_least(1, "num_batches", num_batches)))
+
     @cached_property
     def corpus(self) -> Corpus:
         return load_corpus(self.root, self.tokenizer, self.cache, self._chosen_domains)

@@ -8,7 +8,7 @@ Pre-norm blocks with learned positions and tied embeddings, as GPT-2 and GPT-3 (
 import math
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,10 +33,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+    def forward(self, x: Float[Tensor, "B S D"], attend: Bool[Tensor, "B S S"] | None = None) -> Float[Tensor, "B S D"]:
         batch, length, dim = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mask = None if attend is None else attend[:, None]
+        attended = F.scaled_dot_product_attention(q, k, v, mask, is_causal=attend is None)
         return self.out(attended.transpose(1, 2).reshape(batch, length, dim))
 
 
@@ -61,9 +62,9 @@ class Block(nn.Module):
         self.attention, self.mlp = Attention(dim, num_heads), mlp
 
     def forward(
-        self, x: Float[Tensor, "B S D"], token_ids: Int[Tensor, " T"]
+        self, x: Float[Tensor, "B S D"], token_ids: Int[Tensor, " T"], attend: Bool[Tensor, "B S S"] | None = None
     ) -> tuple[Float[Tensor, "B S D"], MoEOutput | None]:
-        x = x + self.attention(self.attention_norm(x))
+        x = x + self.attention(self.attention_norm(x), attend)
         normed_TD = self.mlp_norm(x).flatten(0, 1)
         if isinstance(self.mlp, MoELayer):
             out_TD, told = self.mlp(normed_TD, token_ids, x.shape[0])
@@ -147,14 +148,39 @@ class Transformer(nn.Module):
         length = token_ids.shape[1]
         if length > self.sequence_length:
             raise ValueError(f"sequence of {length} tokens, the model takes at most {self.sequence_length}")
-        x = self.tokens(token_ids) + self.positions.weight[:length]
+        x, told = self._decode(self.tokens(token_ids) + self.positions.weight[:length], token_ids)
+        return DecoderOutput(self.logits(x), told)
+
+    def hidden(
+        self, token_ids: Int[Tensor, "B S"], positions: Int[Tensor, "B S"], attend: Bool[Tensor, "B S S"]
+    ) -> Float[Tensor, "B S D"]:
+        """What `logits` takes, for rows that are no plain sequences, such as one context with several continuations.
+
+        Args:
+            token_ids: (B, S); S may exceed `sequence_length`, positions may not.
+            positions: (B, S) each token's place in its own sequence, from 0.
+            attend: (B, S, S) whether token i sees token j; every token must see one.
+
+        Raises:
+            ValueError: a position beyond the longest sequence.
+        """
+        if (longest := int(positions.max()) + 1) > self.sequence_length:
+            raise ValueError(f"sequence of {longest} tokens, the model takes at most {self.sequence_length}")
+        return self._decode(self.tokens(token_ids) + self.positions(positions), token_ids, attend)[0]
+
+    def logits(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows V"]:
+        """Next-token logits of `hidden` states, through the tied output embedding."""
+        return F.linear(x, self.tokens.weight)
+
+    def _decode(
+        self, x: Float[Tensor, "B S D"], token_ids: Int[Tensor, "B S"], attend: Bool[Tensor, "B S S"] | None = None
+    ) -> tuple[Float[Tensor, "B S D"], list[MoEOutput]]:
         told = []
         for block in self.blocks:
-            x, layer_told = block(x, token_ids.flatten())
+            x, layer_told = block(x, token_ids.flatten(), attend)
             if layer_told is not None:
                 told.append(layer_told)
-        # tied output embedding
-        return DecoderOutput(F.linear(self.norm(x), self.tokens.weight), told)
+        return self.norm(x), told
 
     @property
     def routers(self) -> list[Router]:

@@ -62,6 +62,11 @@ class RoutingTrace:
                 f"got {self.expert_indices.min()}..{self.expert_indices.max()}"
             )
 
+    def loads(self) -> Int[np.ndarray, "S L E"]:
+        """Tokens routed to each expert; absent choices (-1) do not count."""
+        flat_SLN = self.expert_indices.reshape(*self.expert_indices.shape[:2], -1).astype(np.int64)
+        return np.stack([(flat_SLN == expert).sum(-1) for expert in range(self.num_experts)], axis=-1)
+
     def collaboration(self) -> Int[np.ndarray, "L E E"]:
         """Tokens that chose experts i and j together, over all sampled steps: symmetric, diagonal zero.
 

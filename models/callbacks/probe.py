@@ -81,13 +81,13 @@ class NoiseRecorder(L.Callback):
 
 def route(module: L.LightningModule, batches: list[Tensor]) -> np.ndarray:
     """Loads (R, L, E) of R batches under the module's present weights; leaves no trace in the module."""
-    with torch.no_grad(), _unobserved(module):
+    with torch.no_grad(), unobserved(module):
         loads = [torch.stack([layer.load for layer in module(tokens.to(module.device)).moe]) for tokens in batches]
     return torch.stack(loads).cpu().numpy()
 
 
 @contextmanager
-def _unobserved(module: L.LightningModule) -> Iterator[None]:
+def unobserved(module: L.LightningModule) -> Iterator[None]:
     """Evaluation mode, and routers' random states as they were afterwards: observing must not change training."""
     stateful = [m for m in module.modules() if type(m).get_extra_state is not torch.nn.Module.get_extra_state]
     states = [m.get_extra_state() for m in stateful]

@@ -99,7 +99,8 @@ def test_the_suite_stays_within_its_minutes(scale: str, limit: float) -> None:
 
 
 def test_plan_trains_each_run_once() -> None:
-    training, cells = plan(experiment_names(), "smoke", "outputs", "csv")
+    found = plan(experiment_names(), "smoke", "outputs", "csv")
+    training, cells = found.levels[0], found.cells
     assert len({stage.fingerprint for stage in training}) == len(training) == 2
     assert len({stage.fingerprint for stage in cells}) == len(cells)
     assert all(stage.command[1:3] == ("-m", "benchmarks.train") for stage in training)

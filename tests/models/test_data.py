@@ -225,6 +225,37 @@ class TestDataModule:
         assert batches_equal(fresh[2:], list(data.fresh_batches(2, 4)))
         assert not batches_equal(fresh, list(data.train_dataloader())[:6])
 
+    @pytest.mark.parametrize("text", ["held_out", "train"])
+    def test_sampled_batches_depend_on_their_seed_alone(self, folder, text):
+        class FakeTrainer:
+            world_size, global_rank = 2, 1
+
+        def sample(**changes):
+            return list(make_data(folder, **changes).sampled_batches(text, 5, seed=1))
+
+        other_rank = make_data(folder)
+        other_rank.trainer = FakeTrainer()
+        assert batches_equal(sample(), sample(seed=9, num_batches=2))
+        assert batches_equal(sample(), list(other_rank.sampled_batches(text, 5, seed=1)))
+        assert batches_equal(sample()[:2], list(make_data(folder).sampled_batches(text, 2, seed=1)))
+        assert not batches_equal(sample(), list(make_data(folder).sampled_batches(text, 5, seed=2)))
+
+    def test_sampled_held_out_text_is_all_of_it_before_any_comes_twice(self, folder):
+        data = make_data(folder, sequences_per_batch=1)
+        blocks = data._held_out_blocks
+        drawn = torch.cat([batch["tokens"] for batch in data.sampled_batches("held_out", len(blocks), seed=0)])
+        whole = blocks.batch(np.arange(len(blocks)))["tokens"]
+        assert sorted(drawn.tolist()) == sorted(whole.tolist())
+        assert not torch.equal(drawn, whole)
+
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [(("web", 1, 0), "text='web'"), (("train", 0, 0), "num_batches=0"), (("train", 1, -1), "seed=-1")],
+    )
+    def test_a_sample_of_nothing_is_named(self, folder, arguments, named):
+        with pytest.raises(ValueError, match=named):
+            make_data(folder).sampled_batches(*arguments)
+
     def test_epochs_and_sizes(self, folder):
         data = make_data(folder, num_batches=10)
         assert data.epochs == 40 / data.num_blocks

@@ -130,7 +130,7 @@ class TestContract:
     def test_losses_are_finite_and_reach_the_gate(self, path, num_tokens):
         router = build(path, balance_weight=0.5, z_weight=0.25)
         x_TD, token_ids = inputs(num_tokens)
-        logits = router.gate(x_TD)
+        logits = router.logits(x_TD)
         losses = router.losses(logits, router.route(logits, token_ids))
         assert {"balance", "z"} <= losses.keys()
         assert all(loss.ndim == 0 and loss.isfinite() for loss in losses.values())
@@ -140,8 +140,9 @@ class TestContract:
 
     def test_losses_of_weight_zero_are_left_out(self, path):
         router = build(path, balance_weight=0.0, z_weight=0.0)
-        logits = router.gate(inputs()[0])
-        assert not {"balance", "z"} & router.losses(logits, router.route(logits)).keys()
+        x_TD, token_ids = inputs()
+        logits = router.logits(x_TD)
+        assert not {"balance", "z"} & router.losses(logits, router.route(logits, token_ids)).keys()
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -1,11 +1,12 @@
 import math
+import statistics
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routers.losses import count_tokens, load_balance_loss, z_loss
+from routers.losses import count_tokens, load_balance_loss, sequence_balance_loss, squared_variation, z_loss
 
 E = 6
 
@@ -66,6 +67,49 @@ class TestLoadBalance:
         loss.backward()
         assert loss.item() == 0
         assert scores.grad.shape == scores.shape
+
+
+class TestSequenceBalance:
+    @given(batches, st.integers(1, 4))
+    def test_is_the_mean_over_sequences(self, batch, num_sequences):
+        seed, length, top_k, absent = batch
+        logits, chosen = draw_batch(seed, num_sequences * length, top_k, absent)
+        scores = logits.softmax(-1)
+        alone = [
+            balance_slowly(some.tolist(), their.tolist())
+            for some, their in zip(scores.split(length), chosen.split(length), strict=True)
+        ]
+        loss = sequence_balance_loss(scores, chosen, num_sequences).item()
+        assert loss == pytest.approx(sum(alone) / num_sequences, rel=1e-4)
+
+    def test_balance_of_the_batch_is_not_enough(self):
+        scores = torch.nn.functional.one_hot(torch.arange(E).repeat_interleave(3), E).float()
+        chosen = torch.arange(E).repeat_interleave(3)[:, None]
+        assert load_balance_loss(scores, chosen).item() == pytest.approx(1.0)
+        assert sequence_balance_loss(scores, chosen, E).item() == pytest.approx(E)
+
+    def test_no_token_is_zero(self):
+        assert sequence_balance_loss(torch.zeros(0, E), torch.zeros(0, 2, dtype=torch.int64), 3).item() == 0
+
+    @pytest.mark.parametrize("num_sequences", [0, 4])
+    def test_sequences_that_do_not_divide_the_tokens_are_named(self, num_sequences):
+        with pytest.raises(ValueError, match=f"9 tokens .* into {num_sequences} sequences"):
+            sequence_balance_loss(torch.zeros(9, E), torch.zeros(9, 2, dtype=torch.int64), num_sequences)
+
+
+class TestSquaredVariation:
+    @given(st.lists(st.floats(0.0, 100.0, width=32), min_size=1, max_size=9))
+    def test_equals_the_slow_reference(self, amounts):
+        found = squared_variation(torch.tensor(amounts)).item()
+        expected = (statistics.pstdev(amounts) / statistics.fmean(amounts)) ** 2 if sum(amounts) > 1e-3 else found
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+    def test_nothing_is_zero_and_flat(self):
+        amounts = torch.zeros(E, requires_grad=True)
+        loss = squared_variation(amounts)
+        loss.backward()
+        assert loss.item() == 0
+        assert amounts.grad.tolist() == [0] * E
 
 
 class TestZLoss:

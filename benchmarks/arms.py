@@ -1,0 +1,150 @@
+"""The arms that an analysis compares: which training with which router it reads, and from where."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
+
+from benchmarks.cell import cell_folder, compose, fingerprint
+from benchmarks.record import Record, read_records
+from placement.topology import Placement, Topology
+from traces.atomic import write_atomically
+from traces.routing import RoutingTrace
+from traces.store import read_routings
+
+PLAIN = "topk"
+# what a router can be given, by the key that its YAML has
+PROFILE, DEVICES = "collaboration", "device_of_expert"
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    return compose("train_router", list(overrides))
+
+
+def arm_config(config: DictConfig, choices: Mapping[str, str], router: str, seed: int, continuation: int) -> DictConfig:
+    """The composed configuration of one arm.
+
+    Placement and topology belong to it only where its router is told of them: other arms serve every placement.
+
+    Args:
+        config: of the analysis; its `arm` says how the arms were trained.
+        choices: the analysis' chosen files by group; placement and topology are read.
+        router: a file name in conf/router, e.g. "variant/c2r_t8".
+    """
+    where = (f"router={router}", f"setting={config.setting}", f"scale={config.scale}", f"start={config.arm.start}")
+    made = _composed(where)
+    if DEVICES in made.router:
+        made = _composed((*where, *_housing(choices)))
+    made = made.copy()
+    made.outputs, made.seed, made.continuation = config.outputs, seed, continuation
+    made.steps, made.tasks.num_items = config.arm.steps, config.arm.num_items
+    return made
+
+
+def arm_overrides(arm: DictConfig, router: str, choices: Mapping[str, str]) -> list[str]:
+    """What the command line of an arm says beyond the defaults."""
+    named = ("setting", "seed", "scale", "start", "steps", "continuation")
+    housing = _housing(choices) if DEVICES in arm.router else []
+    return [
+        f"router={router}",
+        *(f"{key}={arm[key]}" for key in named),
+        f"tasks.num_items={arm.tasks.num_items}",
+        *housing,
+    ]
+
+
+def _housing(choices: Mapping[str, str]) -> list[str]:
+    return [f"{group}={choices[group]}" for group in ("placement", "topology")]
+
+
+def needed_arms(config: DictConfig, choices: Mapping[str, str]) -> list[tuple[str, DictConfig]]:
+    """Every arm that an analysis cell reads, after its router's name: its own and the plain one's, of each seed and
+    continuation."""
+    return [
+        (router, arm_config(config, choices, router, seed, continuation))
+        for router in dict.fromkeys((PLAIN, choices["router"]))
+        for seed in seeds_of(config)
+        for continuation in config.arm.continuations
+    ]
+
+
+def seeds_of(config: DictConfig) -> list[int]:
+    """The parents' seeds that a cell is about: one, or a list."""
+    seed = config.trace.seed
+    return [seed] if isinstance(seed, int) else list(seed)
+
+
+def with_arms(config: DictConfig, choices: Mapping[str, str]) -> DictConfig:
+    """Make the arms part of the cell's identity: a cell is measured again when one of them changes."""
+    with open_dict(config):
+        config.router_name = choices["router"]
+        config.arm_runs = [fingerprint(arm) for _, arm in needed_arms(config, choices)]
+    return config
+
+
+def arm_folder(arm: DictConfig, router: str) -> Path:
+    """Where an arm is kept.
+
+    Raises:
+        ValueError: it has not been trained to its end; says how to do that.
+    """
+    folder = cell_folder(arm, *arm_labels(arm, router))
+    if not (folder / "cell.json").exists():
+        raise ValueError(
+            f"{folder}: this arm is not trained yet; run `python -m benchmarks.train_router setting={arm.setting} "
+            f"seed={arm.seed} scale={arm.scale} router={router} start={arm.start} steps={arm.steps} "
+            f"continuation={arm.continuation}`"
+        )
+    return folder
+
+
+def arm_labels(arm: DictConfig, router: str) -> list[str]:
+    """An arm's readable name."""
+    return [arm.setting, f"seed{arm.seed}", short_name(router), f"c{arm.continuation}"]
+
+
+def short_name(router: str) -> str:
+    """A router's file name without the folder of variants."""
+    return router.rsplit("/", 1)[-1]
+
+
+def read_quality(folder: Path) -> list[Record]:
+    """What an arm recorded of its quality."""
+    return read_records(folder / "records.csv")
+
+
+def read_arm_routing(folder: Path, which: str, num_devices: int) -> RoutingTrace:
+    """An arm's routing of "held_out" or "profile" text, its sequences dealt to so many devices.
+
+    Raises:
+        ValueError: the tokens of a batch cannot be dealt evenly.
+    """
+    trace = read_routings(folder / "routing" / which)
+    num_tokens = len(trace.source_device)
+    if num_tokens % num_devices:
+        raise ValueError(f"{num_tokens} tokens a batch cannot be dealt evenly to {num_devices} devices")
+    source = np.repeat(np.arange(num_devices), num_tokens // num_devices)
+    return RoutingTrace(trace.step, trace.expert_indices, source, trace.num_experts, trace.source)
+
+
+def place(config: DictConfig, routing: RoutingTrace) -> Placement:
+    """The configured placement, on the configured topology, of experts whose routing is known."""
+    topology: Topology = instantiate(config.topology)
+    slots = -(-routing.num_experts // topology.num_devices)
+    load_LE = routing.loads().sum(0)
+    return instantiate(config.placement)(load_LE, topology, slots_per_device=slots, routing=routing.sets())
+
+
+def write_placement(folder: Path, placement: Placement) -> None:
+    """Keep where the experts of an arm were said to live while it was trained."""
+    write_atomically(folder / "placement.npz", lambda file: np.savez_compressed(file, slots=placement.slots))
+
+
+def read_placement(folder: Path) -> Placement:
+    """What `write_placement` kept."""
+    with np.load(folder / "placement.npz", allow_pickle=False) as archive:
+        return Placement(archive["slots"])

@@ -1,0 +1,172 @@
+"""What a router's choices move between devices under a placement, and what that costs in quality and balance.
+
+python -m benchmarks.route_volume trace.setting=nano16 trace.seed=0 router=variant/c2r_t8 placement=colocated
+
+Experts are placed by how training text was routed, everything is counted on held-out text. A router that is told where
+experts live was trained for the very placement that it is scored on; all others are trained once and scored on any.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from benchmarks.arms import (
+    DEVICES,
+    PLAIN,
+    arm_config,
+    arm_folder,
+    place,
+    read_arm_routing,
+    read_placement,
+    read_quality,
+    short_name,
+    with_arms,
+)
+from benchmarks.cell import Measurement, plain_choices, run_cell, user_errors
+from benchmarks.recorded import training_config
+from benchmarks.rows import Rows
+from placement.balance import device_load, max_over_mean
+from placement.contiguous import contiguous
+from placement.topology import Placement, Topology
+from placement.volume import (
+    ACCOUNTINGS,
+    Accounting,
+    dispatch_volume,
+    distinct_devices,
+    per_device,
+    per_expert,
+    remote_copies,
+)
+from traces.collaboration import collaboration_degree
+from traces.routing import RoutingTrace
+
+QUALITY = ("held_out/all", "bits_per_byte/all", "causal")
+
+
+def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
+    """Count the volume of an arm's held-out routing; credit what it saves to its causes."""
+    choices = plain_choices(HydraConfig.get().runtime.choices)
+    topology: Topology = instantiate(config.topology)
+    routings, placements, folders = {}, {}, {}
+    for router in dict.fromkeys((PLAIN, choices["router"])):
+        arm = arm_config(config, choices, router, config.seed, config.arm.continuations[0])
+        folders[router] = arm_folder(arm, router)
+        routings[router] = read_arm_routing(folders[router], "held_out", topology.num_devices)
+        placements[router] = placed(config, arm, folders[router], topology)
+    router = choices["router"]
+    rows = Rows(config, method=f"{short_name(router)}/{choices['placement']}", ground="trace")
+    add_volume(rows, config, routings[router], placements[router], topology)
+    add_balance(rows, routings[router], placements[router])
+    add_quality(rows, folders[router], folders[PLAIN])
+    add_credit(rows, routings, placements, router, topology)
+    return Measurement(rows.records, data_fingerprint=routings[router].source.data_fingerprint)
+
+
+def placed(config: DictConfig, arm: DictConfig, folder: Path, topology: Topology) -> Placement:
+    """The placement that the arm's router was told, or one planned on how the arm routes training text."""
+    if DEVICES in arm.router:
+        return read_placement(folder)
+    return place(config, read_arm_routing(folder, "profile", topology.num_devices))
+
+
+def add_volume(rows: Rows, config: DictConfig, routing: RoutingTrace, placement: Placement, topology: Topology) -> None:
+    """Copies and bytes a token in each accounting: mean, and the busiest device's and node's."""
+    rows.by_layer("distinct_devices", distinct_devices(routing, placement).mean(0))
+    for accounting in ACCOUNTINGS:
+        name = accounting.__name__
+        rows.add(f"copies/{name}", float(remote_copies(routing, placement, topology, accounting).mean()))
+        for metric, value in volume(config, routing, placement, topology, accounting).items():
+            rows.add(f"{metric}/{name}", value)
+
+
+def volume(
+    config: DictConfig, routing: RoutingTrace, placement: Placement, topology: Topology, accounting: Accounting
+) -> dict[str, float]:
+    """Bytes a token and layer of dispatch and combine, and the busiest device's and node's share of them.
+
+    The busiest figures are bytes that one device (node) sends or receives, whichever is more, over the tokens that one
+    device (node) holds: taken in each batch, as every batch waits for its own busiest device, then averaged.
+    """
+    dim = arm_dim(config)
+    sent = dispatch_volume(routing, placement, topology, dim * config.bytes_per_value, accounting)
+    both = sent + sent.reverse
+    num_tokens = len(routing.source_device)
+    found = {"bytes": (both.intra_node + both.inter_node) / num_tokens}
+    device_tokens = num_tokens / topology.num_devices
+    found["busiest_device_bytes"] = np.maximum(both.busiest_device_egress, both.busiest_device_ingress) / device_tokens
+    if topology.nodes > 1:
+        node_tokens = num_tokens / topology.nodes
+        found["inter_node_bytes"] = both.inter_node / num_tokens
+        found["busiest_node_bytes"] = np.maximum(both.busiest_node_egress, both.busiest_node_ingress) / node_tokens
+    return {name: float(values_SL.mean()) for name, values_SL in found.items()}
+
+
+def arm_dim(config: DictConfig) -> int:
+    """Model width D: a row is D values."""
+    return int(training_config(config.setting, config.seed, config.scale, config.outputs).model.dim)
+
+
+def add_balance(rows: Rows, routing: RoutingTrace, placement: Placement) -> None:
+    """Load of the busiest device and expert over the mean: of all held-out text, and of a batch on average."""
+    loads_SLE = routing.loads()
+    devices_SLG = device_load(loads_SLE, placement)
+    rows.by_layer("device_max_over_mean", max_over_mean(devices_SLG.sum(0)))
+    rows.by_layer("device_max_over_mean_per_batch", max_over_mean(devices_SLG).mean(0))
+    rows.by_layer("expert_max_over_mean", max_over_mean(loads_SLE.sum(0)))
+    rows.by_layer("experts_per_token", (routing.expert_indices >= 0).sum(-1).mean((0, 2)))
+    rows.by_layer("collaboration_degree", np.nanmean(collaboration_degree(routing.collaboration()), axis=1))
+
+
+def add_quality(rows: Rows, folder: Path, plain: Path) -> None:
+    """The arm's held-out loss, and its difference to the plain arm's on the same text."""
+    mine, others = ({row.metric: row.value for row in read_quality(one)} for one in (folder, plain))
+    is_causal = bool(mine["causal"])
+    for metric in QUALITY:
+        # losses of a method that sees later tokens are no measure of quality: they get a name of their own
+        rows.add(metric if is_causal or metric == "causal" else f"{metric}/seeing_later_tokens", mine[metric])
+    if is_causal:
+        rows.add("held_out_over_plain", mine["held_out/all"] - others["held_out/all"])
+        rows.add("bits_per_byte_over_plain", mine["bits_per_byte/all"] - others["bits_per_byte/all"])
+
+
+def add_credit(
+    rows: Rows,
+    routings: dict[str, RoutingTrace],
+    placements: dict[str, Placement],
+    router: str,
+    topology: Topology,
+) -> None:
+    """Which cause saves which share of the plain router's copies with contiguous experts and one copy an expert.
+
+    Step by step, each on top of the ones before: one copy a device (deduplication), the plain router's own placement
+    (placement), the router on its placement (constraint). Shares add up to the whole saving.
+    """
+    plain = routings[PLAIN]
+    fixed = contiguous(plain.loads()[0], topology, slots_per_device=placements[PLAIN].slots_per_device)
+    ladder = {
+        "none": remote_copies(plain, fixed, topology, per_expert).mean(),
+        "deduplication": remote_copies(plain, fixed, topology, per_device).mean(),
+        "placement": remote_copies(plain, placements[PLAIN], topology, per_device).mean(),
+        "constraint": remote_copies(routings[router], placements[router], topology, per_device).mean(),
+    }
+    copies = list(ladder.values())
+    for cause, before, after in zip(list(ladder)[1:], copies[:-1], copies[1:], strict=True):
+        rows.add(f"saving/{cause}", float((before - after) / copies[0]))
+    rows.add("saving/all", float((copies[0] - copies[-1]) / copies[0]))
+
+
+@hydra.main(config_path="../conf", config_name="route_volume", version_base="1.3")
+def main(config: DictConfig) -> None:
+    with user_errors():
+        choices = plain_choices(HydraConfig.get().runtime.choices)
+        labels = [config.setting, f"seed{config.seed}", short_name(choices["router"]), choices["placement"]]
+        run_cell(with_arms(config, choices), labels, measure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The ten tasks as files that lm-evaluation-harness reads: items as JSON lines, a YAML a task.
+
+They lie in one folder a combination of text, tokenizer, window and generators, and are made once.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from benchmarks.tasks.items import Candidate, Generator, Item, make_items
+from benchmarks.tasks.prose import agreement, cloze, domain, next_sentence
+from benchmarks.tasks.special import code_line, facts, gloss, spanish
+from benchmarks.tasks.synthetic import induction, recall
+from models.corpus import read_documents, read_sources, split_documents
+from models.data import TextDataModule
+from traces.atomic import write_text_atomically
+
+ITEMS = 1000
+"""Items a task."""
+
+SEED = 0
+"""Of all items; another one is another benchmark."""
+
+GENERATORS: tuple[Generator, ...] = (
+    cloze,
+    next_sentence,
+    agreement,
+    domain,
+    gloss,
+    facts,
+    code_line,
+    spanish,
+    recall,
+    induction,
+)
+
+TASKS: tuple[str, ...] = tuple(f"moelab_{generator.__name__}" for generator in GENERATORS)
+
+
+def write_tasks(data: TextDataModule, cache: Path) -> Path:
+    """The folder of the tasks' files, made if it is missing.
+
+    Raises:
+        ValueError: a domain that the tasks are about is not in the run's text.
+    """
+    folder = Path(cache).resolve() / f"tasks-{_fingerprint(data)}"
+    if not all((folder / f"{name}.yaml").exists() for name in TASKS):
+        held_out, train = _read(data)
+        accepts = partial(_accepts, train=train, num_tokens=_token_counter(data.tokenizer), limit=data.sequence_length)
+        for number, (name, generator) in enumerate(zip(TASKS, GENERATORS, strict=True)):
+            rng = np.random.default_rng((SEED, number))
+            _write(folder, name, make_items(generator(held_out, rng), accepts, ITEMS))
+    return folder
+
+
+def read_items(folder: Path, name: str) -> list[Item]:
+    """The items of one task in their order."""
+    lines = (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = (json.loads(line) for line in lines)
+    return [Item(row["context"], tuple(row["choices"]), row["answer"]) for row in rows]
+
+
+def _write(folder: Path, name: str, items: list[Item]) -> None:
+    """The YAML comes last, so that its presence means: finished."""
+    path = folder / f"{name}.jsonl"
+    write_text_atomically(path, "".join(json.dumps(item._asdict(), ensure_ascii=False) + "\n" for item in items))
+    template = Path(__file__).with_name("template.yaml").read_text(encoding="utf-8")
+    text = template.format(name=name, items=json.dumps(str(path)), cache=json.dumps(str(folder / "datasets")))
+    write_text_atomically(folder / f"{name}.yaml", text)
+
+
+def _read(data: TextDataModule) -> tuple[dict[str, list[str]], str]:
+    """Held-out documents by domain, and all training text."""
+    names = list(read_sources(data.root))
+    if missing := [name for name in names if name not in data.domains]:
+        raise ValueError(f"the tasks are about text of all domains, this run lacks {missing}")
+    parts = {name: split_documents(read_documents(data.root, name), name) for name in names}
+    return {name: held_out for name, (_, held_out) in parts.items()}, "".join("".join(train) for train, _ in parts.values())
+
+
+def _accepts(candidate: Candidate, train: str, num_tokens: Callable[[str], int], limit: int) -> bool:
+    """Whether a candidate fits the window with every choice, and quotes nothing that was trained on."""
+    longest = max(num_tokens(candidate.context + choice) for choice in (candidate.answer, *candidate.wrong))
+    known = bool(candidate.quote) and candidate.quote in train
+    return bool(candidate.context) and longest <= limit and not known
+
+
+def _token_counter(tokenizer: Path) -> Callable[[str], int]:
+    loaded = Tokenizer.from_file(str(tokenizer))
+    return lambda text: len(loaded.encode(text).ids)
+
+
+def _fingerprint(data: TextDataModule) -> str:
+    """Twelve hex digits that change with text, tokenizer, window, seed and the generators' code."""
+    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    parts = f"{data.fingerprint} {data.sequence_length} {SEED} {ITEMS} {hashlib.sha256(code).hexdigest()}"
+    return hashlib.sha256(parts.encode()).hexdigest()[:12]

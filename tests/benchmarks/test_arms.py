@@ -1,0 +1,143 @@
+"""Arms: what they share, what tells them apart, and what an analysis asks for that is not there."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.arms import (
+    arm_config,
+    arm_folder,
+    arm_labels,
+    needed_arms,
+    place,
+    read_arm_routing,
+    read_placement,
+    short_name,
+    with_arms,
+    write_placement,
+)
+from benchmarks.cell import compose_with_choices, fingerprint
+from benchmarks.plan import plan
+from benchmarks.train import build_data, build_module
+from benchmarks.train_router import adopt, text_order, write_routing
+from placement.topology import Placement
+from traces.load import TraceSource
+from traces.routing import RoutingTrace
+
+
+def analysis(*overrides: str):
+    return compose_with_choices("route_volume", ["trace.setting=micro8", "trace.scale=smoke", *overrides])
+
+
+def arm(router: str, *overrides: str, continuation: int = 0):
+    config, choices = analysis(*overrides)
+    return arm_config(config, choices, router, 1, continuation)
+
+
+def test_an_arm_blind_to_devices_serves_every_placement_and_topology():
+    others = ("placement=lpt", "topology=one_node_8")
+    assert fingerprint(arm("topk")) == fingerprint(arm("topk", *others))
+    assert fingerprint(arm("cost_aware")) != fingerprint(arm("cost_aware", *others))
+
+
+def test_a_part_is_told_apart_by_what_it_was_trained_with():
+    changes = [(), ("arm.steps=7",), ("arm.num_items=9",), ("arm.start=scratch",), ("trace.setting=nano16",)]
+    found = {fingerprint(arm("topk", *change)) for change in changes}
+    assert len(found) == len(changes)
+
+
+def test_arms_of_a_continuation_read_the_same_text_and_no_arm_its_parents():
+    orders = {text_order(arm("topk", continuation=c)) for c in range(3)}
+    assert len(orders) == 3
+    assert text_order(arm("cost_aware", continuation=1)) == text_order(arm("topk", continuation=1))
+    assert not orders & set(range(100)), "a parent's order is its seed"
+
+
+def test_a_cell_needs_its_own_and_the_plain_arm_once_each():
+    config, choices = analysis("router=variant/c2r_t3", "trace.seed=[0,2]", "arm.continuations=[0,1]")
+    names = [router for router, _ in needed_arms(config, choices)]
+    assert names == ["topk"] * 4 + ["variant/c2r_t3"] * 4
+    config, choices = analysis("router=topk")
+    assert len(needed_arms(config, choices)) == 1
+
+
+def test_a_cell_is_measured_again_when_an_arm_changes():
+    one, other = (with_arms(*analysis("router=variant/c2r_t3", f"arm.steps={steps}")) for steps in (5, 6))
+    assert one.arm_runs != other.arm_runs
+    assert fingerprint(one) != fingerprint(other)
+
+
+def test_an_untrained_arm_says_how_to_train_it(tmp_path: Path):
+    made = arm("topk", f"outputs={tmp_path}")
+    with pytest.raises(
+        ValueError, match=r"not trained yet; run `python -m benchmarks.train_router setting=micro8 seed=1"
+    ):
+        arm_folder(made, "topk")
+
+
+def test_labels_leave_out_the_folder_of_variants():
+    assert short_name("variant/c2r_t3") == "c2r_t3"
+    assert arm_labels(arm("topk"), "variant/c2r_t3") == ["micro8", "seed1", "c2r_t3", "c0"]
+
+
+def test_placement_is_kept_as_it_was(tmp_path: Path):
+    placement = Placement(np.array([[[0, 2], [1, -1]]]))
+    write_placement(tmp_path, placement)
+    assert np.array_equal(read_placement(tmp_path).slots, placement.slots)
+
+
+def toy_routing() -> RoutingTrace:
+    rng = np.random.default_rng(0)
+    chosen = rng.random((2, 2, 16, 8)).argsort(-1)[..., :2]
+    source = TraceSource("toy", "TopK", 0, 16, 2, "none", "0")
+    return RoutingTrace(np.arange(2), chosen, np.zeros(16, np.int16), 8, source)
+
+
+def test_routing_is_dealt_to_as_many_devices_as_are_asked_for(tmp_path: Path):
+    write_routing(tmp_path / "routing" / "held_out", toy_routing())
+    trace = read_arm_routing(tmp_path, "held_out", 4)
+    assert np.bincount(trace.source_device).tolist() == [4, 4, 4, 4]
+    assert np.array_equal(trace.expert_indices, toy_routing().expert_indices)
+    with pytest.raises(ValueError, match="16 tokens a batch cannot be dealt evenly to 3 devices"):
+        read_arm_routing(tmp_path, "held_out", 3)
+
+
+def test_place_gives_a_planner_loads_and_sets():
+    config, _ = analysis("placement=colocated")
+    assert place(config, toy_routing()).slots.shape == (2, 4, 2)
+
+
+@pytest.fixture
+def modules(tmp_path: Path):
+    def build(router: str):
+        config = arm(router, f"outputs={tmp_path}")
+        module = build_module(config, build_data(config))
+        module.configure_model()
+        return module
+
+    return build
+
+
+def test_a_plain_models_weights_fit_a_router_with_a_state_of_its_own(modules):
+    plain, biased = modules("topk"), modules("loss_free")
+    adopt(biased, plain.state_dict())
+    gates = zip(plain.decoder.routers, biased.decoder.routers, strict=True)
+    assert all(torch.equal(one.gate.weight, other.gate.weight) for one, other in gates)
+
+
+@pytest.mark.parametrize("lost", ["transformer.blocks.0.mlp.router.gate.weight", "transformer.tokens.weight"])
+def test_weights_that_are_missing_are_named(modules, lost: str):
+    weights = modules("topk").state_dict()
+    del weights[lost]
+    with pytest.raises(ValueError, match=lost):
+        adopt(modules("topk"), weights)
+
+
+def test_plan_trains_each_arm_once_and_after_its_parent():
+    found = plan(["paper2_volume", "paper2_quality"], "smoke", "outputs", "csv")
+    assert [len({stage.fingerprint for stage in level}) for level in found.levels] == list(map(len, found.levels))
+    assert all("benchmarks.train_router" in stage.command for stage in found.levels[1])
+    parents = {(part, stage.name) for stage in found.levels[0] for part in stage.command if part.startswith("seed=")}
+    assert {part for part, _ in parents} >= {p for s in found.levels[1] for p in s.command if p.startswith("seed=")}
