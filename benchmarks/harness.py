@@ -64,8 +64,9 @@ class Row(NamedTuple):
     context: list[int]
     continuations: list[list[int]]
 
-    def __len__(self) -> int:
-        # a continuation's last token is only predicted
+    @property
+    def length(self) -> int:
+        """Tokens of the row; a continuation's last one is only predicted."""
         return len(self.context) + sum(len(tokens) - 1 for tokens in self.continuations)
 
 
@@ -154,8 +155,8 @@ class HarnessModel(LM):
 
 def batches(rows: Sequence[Row]) -> Iterator[list[int]]:
     """Numbers of the rows, in groups of one length and at most about `TOKENS_PER_BATCH` tokens."""
-    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
-    for length, group in groupby(order, key=lambda number: len(rows[number])):
+    order = sorted(range(len(rows)), key=lambda number: rows[number].length)
+    for length, group in groupby(order, key=lambda number: rows[number].length):
         numbers, size = list(group), max(1, TOKENS_PER_BATCH // length)
         yield from (numbers[first : first + size] for first in range(0, len(numbers), size))
 

@@ -120,7 +120,7 @@ def line_panel(lines: Sequence[Line], x: Scale, y: Scale, instants: Sequence[Lin
         for line in instants:
             axes.axvline(line.x[0], color=drawn_colour(line.colour), linestyle=":", linewidth=line.width)
 
-    return _draw(draw, x.label, y.label)
+    return panel_svg(draw, x.label, y.label)
 
 
 def bar_panel(bars: Sequence[Bar], label: str, start: float, bound: float | None = None) -> str:
@@ -138,7 +138,7 @@ def bar_panel(bars: Sequence[Bar], label: str, start: float, bound: float | None
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
 
-    return _draw(draw, label, "", height=0.8 + 0.27 * max(len(bars), 3))
+    return panel_svg(draw, label, "", height=0.8 + 0.27 * max(len(bars), 3))
 
 
 def heat_panel(
@@ -166,7 +166,7 @@ def heat_panel(
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
         axes.grid(visible=False)
 
-    return _draw(draw, column_label, row_label, height=0.8 + 0.36 * max(len(rows), 3))
+    return panel_svg(draw, column_label, row_label, height=0.8 + 0.36 * max(len(rows), 3))
 
 
 def matrix_panel(values: Float[np.ndarray, "N N"], high: float, labels: Sequence[str], *, label: str) -> str:
@@ -184,7 +184,7 @@ def matrix_panel(values: Float[np.ndarray, "N N"], high: float, labels: Sequence
         axes.set(xlim=(-0.5, len(places) - 0.5), ylim=(len(places) - 0.5, -0.5), aspect="equal")
         axes.grid(visible=False)
 
-    return _draw(draw, label, label, height=4.2)
+    return panel_svg(draw, label, label, height=4.2)
 
 
 def _squares(where: Bool[np.ndarray, "N N"]) -> Path:
@@ -214,21 +214,23 @@ def _draw_line(axes: Axes, line: Line) -> None:
 def _set_scale(axis: MatplotlibAxis, set_scale: Callable[[str], None], log: bool) -> None:
     if not log:
         axis.set_major_locator(MaxNLocator(5))
-        axis.set_major_formatter(FuncFormatter(_tick))
+        axis.set_major_formatter(FuncFormatter(tick_text))
         return
     set_scale("log")
     low, high = sorted(axis.get_view_interval())
     # within two decades powers of ten alone leave an axis almost without labels
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,), numticks=8))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(_tick))
+    axis.set_major_formatter(FuncFormatter(tick_text))
 
 
-def _tick(value: float, _: int) -> str:
+def tick_text(value: float, _: int) -> str:
+    """A number on an axis, as matplotlib's formatters are called."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _draw(draw: Callable[[Axes], None], x_label: str, y_label: str, height: float = 2.7) -> str:
+def panel_svg(draw: Callable[[Axes], None], x_label: str, y_label: str, height: float = 2.7) -> str:
+    """What `draw` draws, as SVG; height in inches, the width is every panel's."""
     # the salt fixes the ids inside the SVG: the same data give the same bytes
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": "moelab"}):
         canvas = Canvas(figsize=(4.4, height), layout="constrained", dpi=140)

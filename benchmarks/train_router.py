@@ -24,7 +24,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from models.profiling import routing_trace
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -37,6 +36,7 @@ from benchmarks.train import build_data, build_module, build_source, newest_chec
 from models.callbacks.balance import BalanceMonitor
 from models.data import TextDataModule
 from models.language_model import LanguageModel
+from models.profiling import routing_trace
 from placement.topology import Topology
 from traces.atomic import write_atomically
 from traces.routing import RoutingTrace
@@ -96,11 +96,19 @@ def build_arm(config: DictConfig, data: TextDataModule, folder: Path) -> Languag
         write_placement(folder, placement)
         known = {PROFILE: profile.collaboration(), DEVICES: placement.device_of_expert}
         given = {name: value for name, value in known.items() if name in config.router}
-    module = build_module(config, data, **given)
+    module = build_module(with_scaled_rates(config), data, **given)
     module.configure_model()
     if config.start == "parent":
         adopt(module, parent.state_dict())
     return module
+
+
+def with_scaled_rates(config: DictConfig) -> DictConfig:
+    """A copy whose learning rates are `rate_scale` times the setting's."""
+    scaled = config.copy()
+    for rate in ("learning_rate", "final_learning_rate"):
+        scaled.optimizer[rate] = config.optimizer[rate] * config.rate_scale
+    return scaled
 
 
 def adopt(module: LanguageModel, weights: dict[str, Tensor]) -> None:

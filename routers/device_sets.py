@@ -4,7 +4,7 @@ S maximises (top-K mass inside S) / (unrestricted top-K mass) - cost * |S| among
 exactly, over all sets, up to 8 devices; beyond, devices are opened greedily while they gain.
 
 A token's best K scores are kept as K rows, best first: joining the rows of two sets keeps the larger of a_i and
-b_(K-1-i), which are the best K of both, so no set is sorted anew.
+b_(K-1-i), which are the best K of both.
 """
 
 from collections.abc import Sequence

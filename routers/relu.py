@@ -18,7 +18,9 @@ from routers.step_sum import StepSum, sum_over_ranks
 class Relu(Router):
     """Experts with a positive gate, weighted by it. Column e of the choices is expert e or -1.
 
-    Ours: each layer steers its own penalty, where the paper has one for all layers.
+    Ours: each layer steers its own penalty, where the paper has one for all layers, and lambda stays within lambda_0
+    and 1 / lambda_0, or it could become 0 or infinite for good. A layer whose gates have all closed does not reopen by
+    itself: no gradient reaches it.
 
     Args:
         penalty: lambda_0, the L1 penalty's first strength.
@@ -28,7 +30,7 @@ class Relu(Router):
         strength: () lambda, part of every checkpoint.
 
     Raises:
-        ValueError: a penalty that is not positive, or a growth not above 1.
+        ValueError: a penalty outside 0..1 (exclusive), or a growth not above 1.
     """
 
     strength: Float[Tensor, ""]
@@ -37,9 +39,9 @@ class Relu(Router):
         self, dim: int, num_experts: int, layer: int, *, penalty: float = 1e-8, growth: float = 1.2, **gate: Any
     ) -> None:
         super().__init__(dim, num_experts, layer, **gate)
-        if penalty <= 0 or growth <= 1:
-            raise ValueError(f"need penalty > 0 and growth > 1, got penalty={penalty}, growth={growth}")
-        self.growth = growth
+        if not 0 < penalty < 1 or growth <= 1:
+            raise ValueError(f"need 0 < penalty < 1 and growth > 1, got penalty={penalty}, growth={growth}")
+        self.penalty, self.growth = penalty, growth
         self.register_buffer("strength", torch.tensor(penalty))
         self.step_surplus = StepSum()
 
@@ -73,6 +75,7 @@ class Relu(Router):
         if surplus is not None:
             # more experts than K a token: too little sparsity
             self.strength *= self.growth ** sum_over_ranks(surplus).sign()
+            self.strength.clamp_(self.penalty, 1 / self.penalty)
 
 
 def balanced_l1(routing: Routing, top_k: int) -> Float[Tensor, ""]:

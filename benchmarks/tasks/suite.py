@@ -51,7 +51,7 @@ def write_tasks(data: TextDataModule, cache: Path) -> Path:
     folder = Path(cache).resolve() / f"tasks-{_fingerprint(data)}"
     if not all((folder / f"{name}.yaml").exists() for name in TASKS):
         held_out, train = _read(data)
-        accepts = partial(_accepts, train=train, num_tokens=_token_counter(data.tokenizer), limit=data.sequence_length)
+        accepts = partial(_accepts, train=train, encode=_encoder(data.tokenizer), limit=data.sequence_length)
         for number, (name, generator) in enumerate(zip(TASKS, GENERATORS, strict=True)):
             rng = np.random.default_rng((SEED, number))
             _write(folder, name, make_items(generator(held_out, rng), accepts, ITEMS))
@@ -83,16 +83,19 @@ def _read(data: TextDataModule) -> tuple[dict[str, list[str]], str]:
     return {name: held_out for name, (_, held_out) in parts.items()}, "".join("".join(train) for train, _ in parts.values())
 
 
-def _accepts(candidate: Candidate, train: str, num_tokens: Callable[[str], int], limit: int) -> bool:
+def _accepts(candidate: Candidate, train: str, encode: Callable[[str], list[int]], limit: int) -> bool:
     """Whether a candidate fits the window with every choice, and quotes nothing that was trained on."""
-    longest = max(num_tokens(candidate.context + choice) for choice in (candidate.answer, *candidate.wrong))
-    known = bool(candidate.quote) and candidate.quote in train
-    return bool(candidate.context) and longest <= limit and not known
+    context = encode(candidate.context)
+    if not context or (candidate.quote and candidate.quote in train):
+        return False
+    wholes = [encode(candidate.context + choice) for choice in (candidate.answer, *candidate.wrong)]
+    # a choice whose first letters melt into the context's last token would be scored without them
+    return all(len(context) < len(whole) <= limit and whole[: len(context)] == context for whole in wholes)
 
 
-def _token_counter(tokenizer: Path) -> Callable[[str], int]:
+def _encoder(tokenizer: Path) -> Callable[[str], list[int]]:
     loaded = Tokenizer.from_file(str(tokenizer))
-    return lambda text: len(loaded.encode(text).ids)
+    return lambda text: loaded.encode(text).ids
 
 
 def _fingerprint(data: TextDataModule) -> str:

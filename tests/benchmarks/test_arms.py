@@ -21,7 +21,7 @@ from benchmarks.arms import (
 from benchmarks.cell import compose_with_choices, fingerprint
 from benchmarks.plan import plan
 from benchmarks.train import build_data, build_module
-from benchmarks.train_router import adopt, text_order, write_routing
+from benchmarks.train_router import adopt, text_order, with_scaled_rates, write_routing
 from placement.topology import Placement
 from traces.load import TraceSource
 from traces.routing import RoutingTrace
@@ -75,6 +75,14 @@ def test_an_untrained_arm_says_how_to_train_it(tmp_path: Path):
         ValueError, match=r"not trained yet; run `python -m benchmarks.train_router setting=micro8 seed=1"
     ):
         arm_folder(made, "topk")
+
+
+def test_a_continuation_starts_at_a_third_of_its_settings_rate():
+    parent, scratch = arm("topk"), arm("topk", "arm.start=scratch")
+    peak = scratch.optimizer.learning_rate
+    assert with_scaled_rates(scratch).optimizer.learning_rate == peak
+    assert with_scaled_rates(parent).optimizer.learning_rate == pytest.approx(peak / 3, rel=1e-2)
+    assert parent.optimizer.learning_rate == peak, "the arm's identity holds what was composed"
 
 
 def test_labels_leave_out_the_folder_of_variants():

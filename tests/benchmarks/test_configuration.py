@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from benchmarks.cell import ROOT, compose, fingerprint
+from benchmarks.arms import with_arms
+from benchmarks.cell import ROOT, compose, compose_with_choices, fingerprint
 from benchmarks.plan import SCALES, cell_overrides, experiment_names, load_experiment, plan
 from benchmarks.recorded import with_run
 from benchmarks.train import build_data, build_module
@@ -42,10 +44,16 @@ def test_setting_builds_its_model(setting: str, outputs: Path) -> None:
 @pytest.mark.parametrize("experts", names("experts"))
 @pytest.mark.parametrize("router", names("router"))
 def test_router_and_experts_build_together(router: str, experts: str, outputs: Path) -> None:
-    config, module = build(outputs, "setting=micro8", f"router={router}", f"experts={experts}")
+    config = compose("train", ["setting=micro8", f"router={router}", f"experts={experts}", f"outputs={outputs}"])
+    profile = (
+        {"collaboration": np.ones((2, 8, 8), int) - np.eye(8, dtype=int)} if "collaboration" in config.router else {}
+    )
+    module = build_module(config, build_data(config), **profile)
     module.configure_model()
     output = module(torch.zeros(1, 8, dtype=torch.long))
-    assert [layer.load.sum().item() for layer in output.moe] == [8 * config.router.top_k] * 2
+    for layer in output.moe:
+        assert layer.load.sum() == (layer.routing.expert_indices >= 0).sum() > 0
+    assert output.logits.isfinite().all()
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -77,7 +85,8 @@ def test_every_cell_of_every_experiment_composes(name: str, scale: str) -> None:
     seen = set()
     for overrides in (cells[0], cells[-1]):
         arguments = [f"experiment={name}", f"trace.scale={scale}", *overrides]
-        config = with_run(compose(experiment["entry"], arguments))
+        composed, choices = compose_with_choices(experiment["entry"], arguments)
+        config = with_arms(composed, choices) if "arm" in composed else with_run(composed)
         assert config.experiment == name
         assert config.scale == scale
         seen.add(fingerprint(config))
@@ -92,7 +101,7 @@ def test_full_scale_has_three_seeds_and_several_settings() -> None:
     assert len({cell["trace.setting"] for cell in cells}) >= 2
 
 
-@pytest.mark.parametrize(("scale", "limit"), [("smoke", 3), ("cpu", 30), ("full", 360)])
+@pytest.mark.parametrize(("scale", "limit"), [("smoke", 6), ("cpu", 30), ("full", 360)])
 def test_the_suite_stays_within_its_minutes(scale: str, limit: float) -> None:
     declared = {name: load_experiment(name)["minutes"][scale] for name in experiment_names()}
     assert sum(declared.values()) <= limit, declared

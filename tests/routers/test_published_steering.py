@@ -159,12 +159,22 @@ class TestRelu:
         logits = torch.stack([token.roll(turn) for turn in range(E)])
         assert balanced_l1(Relu(D, E, 0, top_k=2).route(logits), 2).item() == pytest.approx(4.0)
 
-    @pytest.mark.parametrize(("logit", "expected"), [(1.0, 0.5 * 1.25), (-1.0, 0.5 / 1.25)])
-    def test_strength_follows_the_sign_of_what_is_missing(self, logit, expected):
+    @pytest.mark.parametrize(("logit", "expected"), [(1.0, [0.625, 0.78125, 0.9765625]), (-1.0, [0.5, 0.5, 0.5])])
+    def test_strength_grows_while_too_many_are_active_and_keeps_its_floor(self, logit, expected):
         router = Relu(D, E, 0, top_k=2, penalty=0.5, growth=1.25)
-        router.route(torch.full((3, E), logit))
-        router.finish_step()
-        assert router.strength.item() == pytest.approx(expected)
+        found = []
+        for _ in range(3):
+            router.route(torch.full((3, E), logit))
+            router.finish_step()
+            found.append(router.strength.item())
+        assert found == pytest.approx(expected)
+
+    def test_strength_shrinks_while_too_few_are_active_and_keeps_its_ceiling(self):
+        router = Relu(D, E, 0, top_k=2, penalty=0.125, growth=2.0)
+        for logit, expected in ((1.0, 0.25), (-1.0, 0.125), *[(1.0, 0.25 * 2**n) for n in range(6)], (1.0, 8.0)):
+            router.route(torch.full((3, E), logit))
+            router.finish_step()
+            assert router.strength.item() == expected
 
     def test_strength_rests_at_the_target_over_the_whole_step_and_in_evaluation(self):
         router = Relu(D, E, 0, top_k=E // 2, penalty=0.5)
@@ -206,7 +216,7 @@ class TestRelu:
         resumed.load_state_dict(router.state_dict())
         assert resumed.strength.item() == pytest.approx(1.2e-8)
 
-    @pytest.mark.parametrize("options", [{"penalty": 0.0}, {"growth": 1.0}])
+    @pytest.mark.parametrize("options", [{"penalty": 0.0}, {"penalty": 1.0}, {"growth": 1.0}])
     def test_bad_value_is_named(self, options):
         (name, value), *_ = options.items()
         with pytest.raises(ValueError, match=f"{name}={value}"):
