@@ -21,7 +21,10 @@ def draw_profile(seed: int = 0) -> np.ndarray:
 
 
 def draw_logits(seed: int = 0) -> torch.Tensor:
-    return 2 * torch.randn(T, E, generator=torch.Generator().manual_seed(seed))
+    """Logits (T, E) without ties, which references and routers may break differently."""
+    generator = torch.Generator().manual_seed(seed)
+    rank = torch.rand(T, E, generator=generator).argsort(-1)
+    return 0.5 * (rank + 0.9 * torch.rand(T, E, generator=generator))
 
 
 def top_list_slowly(counts: list[int], expert: int, top_t: int) -> list[int]:

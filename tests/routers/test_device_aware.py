@@ -33,7 +33,10 @@ METHODS = [
 
 
 def draw_logits(seed: int = 0, num_experts: int = E) -> torch.Tensor:
-    return 2 * torch.randn(T, num_experts, generator=torch.Generator().manual_seed(seed))
+    """Logits (T, E) without ties, which references and routers may break differently."""
+    generator = torch.Generator().manual_seed(seed)
+    rank = torch.rand(T, num_experts, generator=generator).argsort(-1)
+    return 6 / num_experts * (rank + 0.9 * torch.rand(T, num_experts, generator=generator))
 
 
 def draw_table(seed: int, num_devices: int, num_experts: int = E) -> np.ndarray:
