@@ -17,7 +17,7 @@ from traces.store import read_routings
 
 PLAIN = "topk"
 # what a router can be given, by the key that its YAML has
-PROFILE, DEVICES = "collaboration", "device_of_expert"
+PROFILE, DEVICES, NODES = "collaboration", "device_of_expert", "node_of_expert"
 
 
 @cache
@@ -37,7 +37,7 @@ def arm_config(config: DictConfig, choices: Mapping[str, str], router: str, seed
     """
     where = (f"router={router}", f"setting={config.setting}", f"scale={config.scale}", f"start={config.arm.start}")
     made = _composed(where)
-    if DEVICES in made.router:
+    if is_told(made.router):
         made = _composed((*where, *_housing(choices)))
     made = made.copy()
     made.outputs, made.seed, made.continuation = config.outputs, seed, continuation
@@ -48,7 +48,7 @@ def arm_config(config: DictConfig, choices: Mapping[str, str], router: str, seed
 def arm_overrides(arm: DictConfig, router: str, choices: Mapping[str, str]) -> list[str]:
     """What the command line of an arm says beyond the defaults."""
     named = ("setting", "seed", "scale", "start", "steps", "continuation")
-    housing = _housing(choices) if DEVICES in arm.router else []
+    housing = _housing(choices) if is_told(arm.router) else []
     return [
         f"router={router}",
         *(f"{key}={arm[key]}" for key in named),
@@ -59,6 +59,11 @@ def arm_overrides(arm: DictConfig, router: str, choices: Mapping[str, str]) -> l
 
 def _housing(choices: Mapping[str, str]) -> list[str]:
     return [f"{group}={choices[group]}" for group in ("placement", "topology")]
+
+
+def is_told(router: DictConfig) -> bool:
+    """Whether a router is told where experts live, so that an arm is trained for one placement."""
+    return DEVICES in router or NODES in router
 
 
 def needed_arms(config: DictConfig, choices: Mapping[str, str]) -> list[tuple[str, DictConfig]]:

@@ -106,6 +106,7 @@ def run_cell(config: DictConfig, labels: list[str], measure: Callable[[DictConfi
     _write_figures(config, folder, measurement)
     tracker.finish(folder, measurement)
     _write_cell(config, folder, measurement.data_fingerprint, time.monotonic() - started, run_id)
+    print(f"measured: {folder / 'records.csv'}")
     return folder
 
 

@@ -16,10 +16,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from benchmarks.arms import (
-    DEVICES,
     PLAIN,
     arm_config,
     arm_folder,
+    is_told,
     place,
     read_arm_routing,
     read_placement,
@@ -69,7 +69,7 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
 
 def placed(config: DictConfig, arm: DictConfig, folder: Path, topology: Topology) -> Placement:
     """The placement that the arm's router was told, or one planned on how the arm routes training text."""
-    if DEVICES in arm.router:
+    if is_told(arm.router):
         return read_placement(folder)
     return place(config, read_arm_routing(folder, "profile", topology.num_devices))
 

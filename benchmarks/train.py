@@ -3,6 +3,8 @@
 python -m benchmarks.train setting=nano16 seed=0 scale=cpu
 """
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +108,7 @@ def build_callbacks(config: DictConfig, data: TextDataModule, folder: Path) -> l
 
 def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     """Train, resuming from the folder's last checkpoint; held-out losses become records, the trace stays beside."""
-    # one primitive is cached for every expert size, which grows without bound (and was slower)
-    torch.backends.mkldnn.enabled = False
-    L.seed_everything(config.seed, workers=True, verbose=False)
+    prepare_process(config.seed)
     data = build_data(config)
     module = build_module(config, data)
     trainer = L.Trainer(
@@ -127,6 +127,16 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
         # resumed from the last step's checkpoint: there was nothing left to fit, so nothing was validated
         trainer.validate(module, data, verbose=False)
     return Measurement(training_records(config, trainer, data), data_fingerprint=data.fingerprint)
+
+
+def prepare_process(seed: int) -> None:
+    """Seed every generator and set up what holds for a whole training process."""
+    # one primitive is cached for every expert size, which grows without bound (and was slower)
+    torch.backends.mkldnn.enabled = False
+    L.seed_everything(seed, workers=True, verbose=False)
+    # which accelerators there are, and advertisements
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 
 def check_memory(module: LanguageModel, device: torch.device) -> None:

@@ -20,19 +20,18 @@ from typing import Any
 import hydra
 import lightning as L
 import numpy as np
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from omegaconf import DictConfig
 from torch import Tensor
 
-from benchmarks.arms import DEVICES, PROFILE, arm_labels, place, short_name, write_placement
+from benchmarks.arms import DEVICES, NODES, PROFILE, arm_labels, is_told, place, short_name, write_placement
 from benchmarks.cell import Measurement, run_cell, user_errors
 from benchmarks.held_out import bits_per_byte
 from benchmarks.recorded import read_module, training_config
 from benchmarks.rows import Rows
-from benchmarks.train import build_data, build_module, build_source, newest_checkpoint
+from benchmarks.train import build_data, build_module, build_source, newest_checkpoint, prepare_process
 from models.callbacks.balance import BalanceMonitor
 from models.data import TextDataModule
 from models.language_model import LanguageModel
@@ -45,9 +44,7 @@ from traces.store import TraceWriter
 
 def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     """Profile the parent, train with the router, then measure quality and keep the routings."""
-    # one primitive is cached for every expert size, which grows without bound (and was slower)
-    torch.backends.mkldnn.enabled = False
-    L.seed_everything(config.seed, workers=True, verbose=False)
+    prepare_process(config.seed)
     data = build_data(config, order=text_order(config))
     module = build_arm(config, data, folder)
     trainer = L.Trainer(
@@ -90,11 +87,13 @@ def build_arm(config: DictConfig, data: TextDataModule, folder: Path) -> Languag
     """
     parent, parent_data = read_module(training_config(config.setting, config.seed, config.scale, config.outputs))
     given = {}
-    if PROFILE in config.router or DEVICES in config.router:
+    if PROFILE in config.router or is_told(config.router):
         profile = profile_of(config, parent, parent_data)
         placement = place(config, profile)
         write_placement(folder, placement)
-        known = {PROFILE: profile.collaboration(), DEVICES: placement.device_of_expert}
+        device_LE = placement.device_of_expert
+        node_LE = instantiate(config.topology).node_of_device[device_LE]
+        known = {PROFILE: profile.collaboration(), DEVICES: device_LE, NODES: node_LE}
         given = {name: value for name, value in known.items() if name in config.router}
     module = build_module(with_scaled_rates(config), data, **given)
     module.configure_model()

@@ -74,11 +74,11 @@ class LanguageModel(L.LightningModule):
             "expert_indices": [layer.routing.expert_indices for layer in output.moe],
         }
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        accumulated = self.trainer.accumulate_grad_batches
-        if (batch_idx + 1) % accumulated == 0:
-            for router in self.decoder.routers:
-                router.finish_step()
+    def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
+        super().optimizer_step(*arguments, **keywords)
+        # before any callback: a checkpoint of this step holds what routers learned from it
+        for router in self.decoder.routers:
+            router.finish_step()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         _, cross_entropy_BS = self._predict(batch)

@@ -44,7 +44,10 @@ def rolling_origins(trace: LoadTrace, first: int, stride: int, horizon: int) -> 
             raise ValueError(f"{name} must be at least 1, got {value}")
     recorded = len(trace.step)
     if first + horizon > recorded:
-        raise ValueError(f"no origin: first {first} + horizon {horizon} exceeds the {recorded} recorded steps")
+        raise ValueError(
+            f"no origin: first {first} + horizon {horizon} exceeds the {recorded} recorded steps; shorten "
+            "backtest.horizons or backtest.first"
+        )
     return np.arange(first, recorded - horizon + 1, stride)
 
 

@@ -40,7 +40,7 @@ class ListLimited(Router):
         if top_t < self.top_k - 1:
             raise ValueError(f"top_t is {top_t}; top_k = {self.top_k} experts a token need lists of {self.top_k - 1}")
         allowed_EE = torch.eye(num_experts, dtype=torch.bool).scatter(1, torch.from_numpy(lists), True)
-        self.register_buffer("allowed", allowed_EE, persistent=False)
+        self.register_buffer("allowed", allowed_EE)
 
     def select(self, scores: Float[Tensor, "T E"], token_ids: Int[Tensor, " T"] | None = None) -> Int[Tensor, "T K"]:
         allowed_TE = self.allowed[scores.argmax(-1)]

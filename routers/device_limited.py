@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from routers.devices import DeviceRouter, device_affinity
+from routers.devices import DeviceRouter, DeviceTable, device_affinity
 
 
 class DeviceLimited(DeviceRouter):
@@ -49,3 +49,29 @@ class DeviceLimited(DeviceRouter):
         nearest = affinity_TG.topk(self.max_devices, dim=-1).indices
         allowed = torch.zeros_like(affinity_TG, dtype=torch.bool).scatter_(1, nearest, True)
         return self.best_within(scores, allowed)
+
+
+class NodeLimited(DeviceLimited):
+    """The K best-scored experts on the M nodes with the largest sum of their K / M best scores.
+
+    Args:
+        node_of_expert: (L, E) node that holds each expert; None: contiguous blocks of `num_nodes`.
+        max_nodes: M nodes a token may reach.
+
+    Raises:
+        ValueError: as DeviceLimited, of nodes.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        layer: int,
+        *,
+        node_of_expert: DeviceTable | None = None,
+        num_nodes: int = 2,
+        max_nodes: int = 1,
+        **gate: Any,
+    ) -> None:
+        nodes: dict[str, Any] = {"device_of_expert": node_of_expert, "num_devices": num_nodes, "max_devices": max_nodes}
+        super().__init__(dim, num_experts, layer, affinity_experts=None, **nodes, **gate)

@@ -142,7 +142,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The checked manifest of a trace folder; ValueError says what is wrong with it."""
     path = Path(folder) / "manifest.json"
     if not path.exists():
-        raise ValueError(f"{folder}: no trace there (manifest.json is missing)")
+        inside = Path(folder) / "trace"
+        hint = f"; did you mean {inside}?" if (inside / "manifest.json").exists() else ""
+        raise ValueError(f"{folder}: no trace there (manifest.json is missing){hint}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

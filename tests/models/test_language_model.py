@@ -1,10 +1,14 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+
+from routers.loss_free import LossFree
+from routers.topk import TopK
 
 
 @pytest.fixture
@@ -137,3 +141,36 @@ class TestCheckpoint:
     def test_of_another_program_is_refused(self, make_ready):
         with pytest.raises(ValueError, match="another program: it has no shape"):
             make_ready().on_load_checkpoint({})
+
+
+class Calls(TopK):
+    """Counts its steps, in every checkpoint."""
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def finish_step(self):
+        self.steps += 1
+
+
+class TestRoutersThatSteer:
+    @pytest.mark.parametrize("accumulate", [1, 2])
+    def test_are_told_once_after_each_optimiser_step_and_before_its_checkpoint(
+        self, make_module, fit, tmp_path, accumulate
+    ):
+        module = make_module({"router": partial(Calls, top_k=2)})
+        saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+        fit([saver], steps=4, accumulate=accumulate, module=module, enable_checkpointing=True)
+        assert [router.steps.item() for router in module.decoder.routers] == [4, 4]
+        saved = torch.load(tmp_path / "step=2.ckpt", weights_only=True)["state_dict"]
+        assert [value.item() for name, value in saved.items() if name.endswith("router.steps")] == [2, 2]
+
+    def test_adaptive_biases_resume_as_if_never_interrupted(self, make_module, fit, tmp_path):
+        def module():
+            return make_module({"router": partial(LossFree, top_k=2, update_rate=0.05)})
+
+        saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)
+        _, whole = fit([saver], steps=8, module=module(), enable_checkpointing=True)
+        _, resumed = fit(steps=8, module=module(), ckpt_path=tmp_path / "step=4.ckpt")
+        assert resumed == whole[4:]

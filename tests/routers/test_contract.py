@@ -18,7 +18,8 @@ D, E, T = 16, 8, 24
 COLLABORATION = np.random.default_rng(0).integers(1, 50, (1, E, E)).repeat(2, axis=0)
 COLLABORATION += COLLABORATION.transpose(0, 2, 1)
 COLLABORATION[:, range(E), range(E)] = 0
-GIVEN = {"collaboration": COLLABORATION, "device_of_expert": np.arange(E)[None].repeat(2, axis=0) // 2}
+DEVICES = np.arange(E)[None].repeat(2, axis=0) // 2
+GIVEN = {"collaboration": COLLABORATION, "device_of_expert": DEVICES, "node_of_expert": DEVICES // 2}
 
 
 def build(path: Path, *, layer: int = 0, **changes) -> Router:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from routers import device_sets
 from routers.cost_aware import CostAware
-from routers.device_limited import DeviceLimited
+from routers.device_limited import DeviceLimited, NodeLimited
 from routers.devices import DeviceRouter, expected_devices
 from routers.drop_aware import DropAware
 from routers.losses import count_tokens
@@ -137,14 +137,27 @@ class TestCostAware:
 
 class TestDropAware:
     @pytest.mark.parametrize("cost", [0.0, 0.2, 0.4])
-    def test_keeps_those_of_the_k_best_that_are_on_the_same_set(self, cost):
+    def test_keeps_what_the_best_of_all_device_sets_holds(self, cost):
         scores_TE, home = draw_logits().softmax(-1), UNEQUAL[0].tolist()
-        keys = {"top_k": K, "device_of_expert": UNEQUAL, "cost": cost}
-        sets = members(CostAware(D, E, 0, **keys).device_sets(scores_TE))
-        chosen = DropAware(D, E, 0, **keys).select(scores_TE)
-        for scores, devices, found in zip(scores_TE.tolist(), sets, chosen.tolist(), strict=True):
+        chosen = DropAware(D, E, 0, top_k=K, device_of_expert=UNEQUAL, cost=cost).select(scores_TE)
+        for scores, found in zip(scores_TE.tolist(), chosen.tolist(), strict=True):
             best = best_slowly(scores, set(range(E)), K)
-            assert found == [expert if home[expert] in devices else -1 for expert in best]
+            mass = sum(scores[expert] for expert in best)
+
+            def worth(devices, scores=scores, best=best, mass=mass):
+                return sum(scores[e] for e in best if home[e] in devices) / mass - cost * len(devices)
+
+            sets = [set(one) for size in range(1, 5) for one in combinations(range(4), size)]
+            kept = max(sets, key=worth)
+            assert found == [expert if home[expert] in kept else -1 for expert in best]
+
+    def test_a_token_keeps_its_best_device_at_any_cost(self):
+        chosen = DropAware(D, E, 0, top_k=K, device_of_expert=UNEQUAL, cost=1.0).select(draw_logits().softmax(-1))
+        assert (chosen >= 0).any(-1).all()
+
+    def test_cost_beyond_all_mass_is_refused(self):
+        with pytest.raises(ValueError, match=r"cost must lie in 0..1, got 1.5"):
+            DropAware(D, E, 0, top_k=K, cost=1.5)
 
     def test_load_is_what_was_kept(self):
         router = DropAware(D, E, 0, top_k=K, device_of_expert=UNEQUAL, cost=0.2)
@@ -158,6 +171,15 @@ class TestDropAware:
         router = DropAware(D, E, 0, top_k=K, device_of_expert=UNEQUAL, cost=0.0)
         plain = TopK(D, E, 0, top_k=K).route(draw_logits())
         assert all(torch.equal(a, b) for a, b in zip(router.route(draw_logits()), plain, strict=True))
+
+
+class TestNodeLimited:
+    def test_is_device_limited_with_nodes_and_the_sum_of_k_over_m_scores(self):
+        scores_TE, nodes = draw_logits().softmax(-1), UNEQUAL // 2
+        limited = NodeLimited(D, E, 0, top_k=4, node_of_expert=nodes, max_nodes=1)
+        other = DeviceLimited(D, E, 0, top_k=4, device_of_expert=nodes, max_devices=1, affinity_experts=4)
+        assert torch.equal(limited.select(scores_TE), other.select(scores_TE))
+        assert (limited.devices_reached(limited.select(scores_TE)) == 1).all()
 
 
 class TestDeviceLimited:
