@@ -17,7 +17,14 @@ TOY = {
     "load_states": ["detector.window=20", "windows=[5,20]", "sensitivity.windows=[20,40]"],
     "predict_loads": ["detector.window=20", "backtest.horizons=[20,50]"],
     "place_experts": ["detector.window=20", "backtest.horizons=[20,50]"],
+    "profile": ["profile.batches=4"],
+    "evaluate": ["num_items=8"],
+    "train_router": ["steps=4"],
+    "route_volume": ["arm.steps=4"],
+    "compare_quality": ["trace.setting=micro8", "arm.steps=4"],
 }
+# entries that train are told the run, the others the trace of one
+TRAINING = ("train", "train_router")
 
 
 def commands() -> list[list[str]]:
@@ -38,12 +45,13 @@ def test_example_router_routes() -> None:
 @pytest.mark.slow
 def test_single_run_commands_work(run_module: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
     told = commands()
-    assert len(told) == 5
+    assert len(told) == 11
     for name, *arguments in told:
         entry = name.split(".")[1]
         recorded = next(tmp_path.glob("smoke/train/*/trace"), Path())
         changes = {"nano16": "micro8", "scale=cpu": "scale=smoke", "my/trace": str(recorded)}
-        toy = arguments if entry == "train" else ["trace.scale=cpu", *arguments]
+        scale = "scale=cpu" if entry in TRAINING else "trace.scale=cpu"
+        toy = arguments if scale in arguments else [scale, *arguments]
         for before, after in changes.items():
             toy = [argument.replace(before, after) for argument in toy]
         done = run_module(entry, *toy, *TOY.get(entry, []), f"outputs={tmp_path}", "logger=csv")
