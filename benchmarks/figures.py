@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.collaboration_figures import degree_figure, matrix_figure
 from benchmarks.curves import Curve
 from benchmarks.panels import Figure, Key, Line, Panel, Scale, line_panel
+from benchmarks.quality_figures import quality_figures
 from benchmarks.record import Cell, Record
 from benchmarks.record_figures import (
     device_load_figure,
@@ -28,6 +29,7 @@ from benchmarks.record_figures import (
     natural,
     sensitivity_figure,
 )
+from benchmarks.router_figures import router_figures
 from benchmarks.svg import method_colour, ordered_colour
 
 # what one figure may weigh: more points are not seen, and a page of a dozen figures stays small
@@ -86,10 +88,13 @@ def draw_figures(records: Sequence[Record], curves: Sequence[Curve], cells: Sequ
         marks = _Marks(_stable_steps(records), _thresholds(cells)) if name == "drift" else _Marks({}, [])
         figures.append(_lines_figure(name, [_line_a_layer(curve) for curve in by_name.pop(name)], {}, marks))
     figures += forecast_figures(records)
+    of_routers = [*router_figures(records), *quality_figures(records)]
+    figures += of_routers
     figures += [matrix_figure(by_name.pop("collaboration", [])), degree_figure(by_name.pop("collaboration_degree", []))]
     keys = method_keys(records)
     figures += [_lines_figure(name, by_name[name], keys, _Marks({}, [])) for name in sorted(by_name)]
-    figures += [device_load_figure(records), sensitivity_figure(records)]
+    # routers' figures mark the load of the busiest device
+    figures += [None if of_routers else device_load_figure(records), sensitivity_figure(records)]
     return [figure for figure in figures if figure is not None]
 
 

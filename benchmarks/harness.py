@@ -10,9 +10,9 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from jaxtyping import Bool
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from benchmarks.paired import TaskScore
 from models.corpus import SEPARATOR
 from models.transformer import Transformer
 
@@ -33,29 +34,10 @@ try:
     from lm_eval.api.model import LM
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
-except ImportError as error:
-    raise ImportError('the tasks need lm-evaluation-harness: pip install "moelab[evaluate]"') from error
+except ImportError:
+    raise ImportError("the downstream tasks need lm-eval: pip install -e .[evaluate]") from None
 
-TOKENS_PER_BATCH = 8192
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """How a model did on one task.
-
-    Attributes:
-        correct: (N,) item by item, in the order of the items.
-        chance: mean over items of 1 / number of choices.
-        fingerprint: of the items; scores with equal fingerprints can be compared item by item.
-    """
-
-    correct: Bool[np.ndarray, " N"]
-    chance: float
-    fingerprint: str
-
-    @property
-    def accuracy(self) -> float:
-        return float(self.correct.mean())
+TOKENS_PER_BATCH = 4096
 
 
 class Row(NamedTuple):
@@ -112,7 +94,7 @@ class HarnessModel(LM):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Sum of log-probabilities in nats of each continuation, and whether greedy decoding would give it."""
-        rows = self._rows([request.args for request in requests])
+        rows = self._rows([request.arguments for request in requests])
         found: list[list[tuple[float, bool]]] = [[] for _ in rows]
         for numbers in batches(rows):
             scores = iter(self._score([rows[number] for number in numbers]))
@@ -127,15 +109,26 @@ class HarnessModel(LM):
         raise NotImplementedError("moelab's models answer by choosing a continuation, they do not generate text")
 
     def _rows(self, pairs: Sequence[tuple[str, str]]) -> list[Row]:
-        """A row for each run of pairs with the same context."""
+        """A row for each run of pairs with the same context.
+
+        The tokenizer never merges over a blank, so the context's last word stands for all of it before a continuation.
+        """
         groups = [(context, [text for _, text in group]) for context, group in groupby(pairs, key=lambda pair: pair[0])]
-        contexts = self._encode([context.rstrip() for context, _ in groups])
-        wholes = iter(self._encode([context + text for context, texts in groups for text in texts]))
-        separator = [self._tokenizer.token_to_id(SEPARATOR)]
-        return [
-            Row(context or separator, [next(wholes)[len(context) :] for _ in texts])
-            for context, (_, texts) in zip(contexts, groups, strict=True)
+        heads = self._encode([context.rstrip() for context, _ in groups])
+        endings = [_ending(context) for context, _ in groups]
+        lengths = [len(tokens) for tokens in self._encode([ending.rstrip() for ending in endings])]
+        wholes = self._encode(
+            [ending + text for ending, (_, texts) in zip(endings, groups, strict=True) for text in texts]
+        )
+        separator, whole = self._tokenizer.encode(SEPARATOR).ids, iter(wholes)
+        rows = [
+            Row(head or separator, [next(whole)[length:] for _ in texts])
+            for (_, texts), head, length in zip(groups, heads, lengths, strict=True)
         ]
+        for row, (context, texts) in zip(rows, groups, strict=True):
+            if not all(row.continuations):
+                raise ValueError(f"a continuation has no token of its own after {context!r}: {texts}")
+        return rows
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
@@ -146,11 +139,18 @@ class HarnessModel(LM):
         hidden_BSD = self._decoder.hidden(batch.token_ids, batch.position, tree_mask(batch.part))
         # logits only where something is predicted from: they are half of a small model's work
         places, of_target = batch.source.unique(return_inverse=True)
-        log_probs = self._decoder.logits(hidden_BSD.flatten(0, 1)[places]).float().log_softmax(-1)
-        sums = torch.zeros(int(batch.owner[-1]) + 1, 2, device=log_probs.device, dtype=torch.float64)
-        missed = log_probs.argmax(-1)[of_target] != batch.target
-        told = torch.stack([log_probs[of_target, batch.target].double(), missed.double()], dim=1)
+        logits = self._decoder.logits(hidden_BSD.flatten(0, 1)[places]).float()
+        chosen = logits[of_target, batch.target]
+        log_prob = chosen - logits.logsumexp(-1)[of_target]
+        told = torch.stack([log_prob.double(), (chosen < logits.amax(-1)[of_target]).double()], dim=1)
+        sums = told.new_zeros(int(batch.owner[-1]) + 1, 2)
         return ((total, not wrong) for total, wrong in sums.index_add(0, batch.owner, told).tolist())
+
+
+def _ending(context: str) -> str:
+    """The last word of a context with the blank before it and those after it."""
+    bare = context.rstrip()
+    return context[max(0, len(bare) - len(re.split(r"\s", bare)[-1]) - 1) :]
 
 
 def batches(rows: Sequence[Row]) -> Iterator[list[int]]:
@@ -195,11 +195,11 @@ def score_tasks(model: LM, folder: Path, names: Sequence[str], items: int) -> di
         tasks = TaskManager(include_path=str(folder), include_defaults=False).load(list(names))
         results = evaluate(model, tasks, limit=items, bootstrap_iters=0)
     assert results is not None, "there is one process"
-    samples = results["samples"]
-    return {name: _task_score(samples[name]) for name in names}
+    assert "samples" in results, "samples are logged"
+    return {name: _task_score(results["samples"][name]) for name in names}
 
 
-def _task_score(samples: list[dict[str, Any]]) -> TaskScore:
+def _task_score(samples: Sequence[Mapping[str, Any]]) -> TaskScore:
     samples = sorted(samples, key=lambda sample: sample["doc_id"])
     shown = json.dumps([sample["doc"] for sample in samples], sort_keys=True)
     return TaskScore(

@@ -1,5 +1,7 @@
 """Where to write the labels of points so that none covers another: greedy, the most crowded point first."""
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Bool, Float
 
@@ -8,10 +10,20 @@ DISTANCES = (4.0, 8.0, 13.0, 19.0, 26.0, 34.0, 44.0, 56.0, 70.0, 86.0)
 NUM_DIRECTIONS = 16
 # a label farther away than this needs a line to its point
 NEAR = 5.0
-# half the side of what a mark, and of what a stretch of such a line, keeps free
-MARK, STRETCH = 3.0, 0.7
+# half the side of what a mark keeps free, and the side of the boxes that a line is checked by
+MARK, STRETCH = 3.0, 2.0
+# how often all labels are placed
+PASSES = 4
 # points within this distance are in each other's way
 CROWD = 40.0
+
+
+class _Place(NamedTuple):
+    """A label's centre, its box (1, 4), and the boxes (N, 4) along the line to it, none where it is near."""
+
+    centre: np.ndarray
+    label: np.ndarray
+    line: np.ndarray
 
 
 def place_labels(
@@ -19,20 +31,17 @@ def place_labels(
 ) -> Float[np.ndarray, "N 2"]:
     """Centres of labels with these widths and heights, inside (0, 0) to `area`; all in one unit, printer's points.
 
-    A label takes the nearest place at which it and the line to its point meet no mark, no label and no other line;
-    where there is none, the place that meets the fewest.
+    A label takes the nearest place at which it and the line to its point meet nothing; where there is none, the place
+    where it covers least. All are placed anew a few times, as others may have made room.
     """
     marks = boxes(points, np.full((len(points), 2), 2 * MARK))
-    centres = np.zeros_like(points)
-    taken = np.empty((0, 4))
-    for index in _most_crowded_first(points):
-        others = np.vstack([np.delete(marks, index, axis=0), taken])
-        found = [_covered(candidate, points[index], sizes[index], area) for candidate in _around(sizes[index])]
-        met = [int(overlaps(one, others).any(1).sum()) + len(points) * is_outside for _, one, is_outside in found]
-        centres[index], mine, _ = found[int(np.argmin(met))]
-        # its own mark may touch its own label
-        taken = np.vstack([taken, mine])
-    return centres
+    places: dict[int, _Place] = {}
+    for _ in range(PASSES):
+        for index in _most_crowded_first(points):
+            others = [place for other, place in places.items() if other != index]
+            in_the_way = _InTheWay(marks, index, others, area)
+            places[index] = _best(points[index], sizes[index], in_the_way)
+    return np.array([places[index].centre for index in range(len(points))]).reshape(-1, 2)
 
 
 def boxes(centres: Float[np.ndarray, "N 2"], sizes: Float[np.ndarray, "N 2"]) -> Float[np.ndarray, "N 4"]:
@@ -43,12 +52,42 @@ def boxes(centres: Float[np.ndarray, "N 2"], sizes: Float[np.ndarray, "N 2"]) ->
 def overlaps(one: Float[np.ndarray, "N 4"], other: Float[np.ndarray, "M 4"]) -> Bool[np.ndarray, "N M"]:
     """Which boxes of the one list share some area with which of the other."""
     low, high = np.maximum(one[:, None, :2], other[None, :, :2]), np.minimum(one[:, None, 2:], other[None, :, 2:])
-    return (low < high).all(-1)
+    return np.all(low < high, axis=-1)
 
 
 def needs_line(point: Float[np.ndarray, " 2"], centre: Float[np.ndarray, " 2"], size: Float[np.ndarray, " 2"]) -> bool:
     """Whether a label lies so far from its point that only a line tells whose it is."""
     return float(np.linalg.norm(np.maximum(np.abs(point - centre) - size / 2, 0))) > NEAR
+
+
+class _InTheWay:
+    """What a label and its line should not meet: marks, the other labels and their lines, the end of the area."""
+
+    def __init__(self, marks: np.ndarray, index: int, others: list[_Place], area: np.ndarray) -> None:
+        self.texts = np.vstack([np.delete(marks, index, axis=0), *(place.label for place in others)])
+        # a line may leave from its own mark, a label must not cover it
+        self.own = marks[index : index + 1]
+        self.lines = np.vstack([np.empty((0, 4)), *(place.line for place in others)])
+        self.area = area
+
+    def met(self, place: _Place) -> int:
+        """How bad a place is, 0 for free: text on text is far worse than a line across something."""
+        is_outside = bool((place.label[0, :2] < 0).any() or (place.label[0, 2:] > self.area).any())
+        covered = int(overlaps(place.label, self.texts).sum() + overlaps(place.label, self.own).sum())
+        struck = int(overlaps(place.label, self.lines).sum() + overlaps(place.line, self.texts).any(0).sum())
+        crossed = int(overlaps(place.line, self.lines).any(0).sum())
+        return 1000 * is_outside + 100 * covered + 2 * struck + crossed
+
+
+def _best(point: np.ndarray, size: np.ndarray, in_the_way: _InTheWay) -> _Place:
+    """The first free place, or the first of the least bad ones."""
+    tried: list[tuple[int, _Place]] = []
+    for offset in _around(size):
+        place = _place(point, point + offset, size)
+        tried.append((in_the_way.met(place), place))
+        if tried[-1][0] == 0:
+            break
+    return min(tried, key=lambda one: one[0])[1]
 
 
 def _most_crowded_first(points: Float[np.ndarray, "N 2"]) -> list[int]:
@@ -64,19 +103,11 @@ def _around(size: Float[np.ndarray, " 2"]) -> Float[np.ndarray, "N 2"]:
     return np.concatenate([directions * (size / 2 + distance) for distance in DISTANCES])
 
 
-def _covered(
-    offset: Float[np.ndarray, " 2"],
-    point: Float[np.ndarray, " 2"],
-    size: Float[np.ndarray, " 2"],
-    area: Float[np.ndarray, " 2"],
-) -> tuple[np.ndarray, np.ndarray, bool]:
-    """A label's centre, the boxes that it and the line to it cover, and whether it leaves the area."""
-    centre = point + offset
+def _place(point: np.ndarray, centre: np.ndarray, size: np.ndarray) -> _Place:
     label = boxes(centre[None], size[None])
-    is_outside = bool((label[0, :2] < 0).any() or (label[0, 2:] > area).any())
     if not needs_line(point, centre, size):
-        return centre, label, is_outside
+        return _Place(centre, label, np.empty((0, 4)))
     end = np.clip(point, label[0, :2], label[0, 2:])
-    steps = np.arange(MARK, np.linalg.norm(end - point), 2 * STRETCH) / np.linalg.norm(end - point)
-    line = point + steps[:, None] * (end - point)
-    return centre, np.vstack([label, boxes(line, np.full_like(line, 2 * STRETCH))]), is_outside
+    length = np.linalg.norm(end - point)
+    line = point + np.arange(MARK, length, STRETCH)[:, None] * (end - point) / length
+    return _Place(centre, label, boxes(line, np.full_like(line, STRETCH)))

@@ -46,11 +46,12 @@ NUM_SHADES = 10
 
 @dataclass(frozen=True)
 class Key:
-    """One entry of a legend; `colour` and `dash` as in `Line`."""
+    """One entry of a legend; `colour` and `dash` as in `Line`. A `marker`, as a character, stands instead of a line."""
 
     label: str
     colour: str
     dash: str = "-"
+    marker: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,24 @@ from benchmarks.svg import FAINT, INK, drawn_colour
 
 LABEL_SIZE = 7.5
 # of a letter, relative to the font's size; the page's font is not known here, so rather too much
-LETTER_WIDTH, LETTER_HEIGHT = 0.56, 1.05
-# y turns logarithmic away from 0 where the largest value is so many times the lower quartile
+LETTER_WIDTH, LETTER_HEIGHT = 0.6, 1.05
+# y turns logarithmic away from 0 where the largest value is so many times the median
 WIDE = 30.0
-# share of an axis that is free beyond the outermost values, and that intervals may take there
-MARGIN, MOST_INTERVAL = 0.09, 0.25
+# share of the values' range that is free beyond the outermost, and that intervals may take there in a plane
+MARGIN, MOST_INTERVAL = 0.09, 0.15
 ROW_HEIGHT = 0.235
+# of an axis, for the texts at the ends of bars
+TEXT_ROOM = 0.3
 
 
 @dataclass(frozen=True)
 class Mark:
-    """How a point looks: a marker of matplotlib in a CSS variable's colour, filled or open."""
+    """How a point looks: a marker of matplotlib in a CSS variable's colour, filled or open; size in points."""
 
     marker: str
     colour: str
     is_filled: bool = True
+    size: float = 4.6
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,13 @@ class Part:
 def scatter_panel(
     points: Sequence[Point], frame: Sequence[Point], front: Float[np.ndarray, "N 2"], x_label: str, y_label: str
 ) -> str:
-    """Labelled points with thin intervals, and a thin line along `front`; the axes show all of `frame`."""
+    """Labelled points with thin intervals, and a dashed line along `front`; the axes show all of `frame` and y = 0."""
 
     def draw(axes: Axes) -> None:
         _set_limits(axes, frame)
         axes.set(xlabel=x_label, ylabel=y_label)
-        axes.plot(front[:, 0], front[:, 1], color=INK, linewidth=0.9, alpha=0.6, zorder=1)
+        axes.axhline(0, color=FAINT, linewidth=0.8, zorder=1)
+        axes.plot(front[:, 0], front[:, 1], color=INK, linestyle="--", linewidth=1.2, alpha=0.7, zorder=1)
         for point in points:
             _draw_point(axes, point)
         _draw_labels(axes, points)
@@ -99,10 +103,11 @@ def dot_panel(
     """Points with their intervals in named rows, first row on top; `zero` is a vertical, height in inches."""
 
     def draw(axes: Axes) -> None:
-        for dot in dots:
-            style = _style(dot.mark)
-            half = dot.half_interval if np.isfinite(dot.half_interval) else 0.0
-            axes.errorbar(dot.value, dot.row, xerr=half, **style, markersize=4.5, elinewidth=1, zorder=3)
+        for mark in dict.fromkeys(dot.mark for dot in dots):
+            _draw_dots(axes, [dot for dot in dots if dot.mark == mark], mark)
+        # bands tell rows apart whose dots stand one above the other
+        for row in range(1, len(rows), 2):
+            axes.axhspan(row - 0.5, row + 0.5, color=FAINT, alpha=0.1, linewidth=0, zorder=0)
         if zero is not None:
             axes.axvline(zero, color=INK, linewidth=1, zorder=1)
         if limits is not None:
@@ -112,50 +117,51 @@ def dot_panel(
     return panel_svg(draw, label, "", height=0.65 + row_height * max(len(rows), 3))
 
 
-def stack_panel(stacks: Sequence[Stack], parts: Sequence[Part], label: str) -> str:
-    """Horizontal bars made of parts side by side, away from 0 on either side, with a text at the end."""
+def stack_panel(stacks: Sequence[Stack], parts: Sequence[Part], label: str, limits: tuple[float, float]) -> str:
+    """Horizontal bars made of parts side by side, away from 0 on either side, with a text at the right end."""
 
     def draw(axes: Axes) -> None:
         for row, stack in enumerate(stacks):
             _draw_stack(axes, row, stack, parts)
         axes.axvline(0, color=INK, linewidth=1)
         _name_rows(axes, [stack.label for stack in stacks])
-        low, high = axes.get_xlim()
         # the texts at the bars' ends are no part of what matplotlib makes room for
-        axes.set_xlim(low, high + 0.2 * (high - low))
+        axes.set_xlim(limits[0], limits[1] + TEXT_ROOM * (limits[1] - limits[0]))
 
     return panel_svg(draw, label, "", height=0.65 + ROW_HEIGHT * max(len(stacks), 3))
 
 
 def spread_limits(
-    values: Float[np.ndarray, " N"], halves: Float[np.ndarray, " N"], margin: float = MARGIN
+    values: Float[np.ndarray, " N"], halves: Float[np.ndarray, " N"], most_interval: float
 ) -> tuple[float, float]:
-    """Ends of an axis that shows all values, and of their intervals as much as leaves the values readable."""
+    """Ends of an axis that shows all values, and their intervals up to `most_interval` times the values' range."""
     span = max(float(np.ptp(values)), 0.1 * float(np.abs(values).max()), 1e-3)
-    halves = np.minimum(np.nan_to_num(halves), MOST_INTERVAL * span)
-    return float((values - halves).min() - margin * span), float((values + halves).max() + margin * span)
+    halves = np.minimum(np.nan_to_num(halves), most_interval * span)
+    return float((values - halves).min() - MARGIN * span), float((values + halves).max() + MARGIN * span)
 
 
 def linear_within(values: Float[np.ndarray, " N"]) -> float | None:
     """Up to which distance from 0 an axis of these values is linear, a power of ten; None if it is so everywhere."""
     sizes = np.abs(values)[values != 0]
-    if not sizes.size or sizes.max() <= WIDE * np.quantile(sizes, 0.25):
+    if not sizes.size or sizes.max() <= WIDE * np.median(sizes):
         return None
-    return float(10.0 ** np.floor(np.log10(np.quantile(sizes, 0.25))))
+    return float(10.0 ** np.floor(np.log10(np.median(sizes))))
 
 
 def _set_limits(axes: Axes, frame: Sequence[Point]) -> None:
     x, x_half, y, y_half = np.array([[one.x, one.x_half, one.y, one.y_half] for one in frame]).T
-    axes.set_xlim(*spread_limits(x, x_half))
+    axes.set_xlim(*spread_limits(x, x_half, MOST_INTERVAL))
+    y, y_half = np.append(y, 0.0), np.append(y_half, 0.0)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_locator(MaxNLocator(6))
     if (threshold := linear_within(y)) is not None:
         axes.set_yscale("symlog", linthresh=threshold, linscale=0.7)
         axes.yaxis.set_minor_locator(NullLocator())
     # limits in what the axis draws: there a margin is as wide below as above
-    drawn = axes.yaxis.get_transform()
-    middle, ends = drawn.transform(y), drawn.transform(np.stack([y - np.nan_to_num(y_half), y + np.nan_to_num(y_half)]))
-    limits = drawn.inverted().transform(np.array(spread_limits(middle, np.abs(ends - middle).max(0))))
+    drawn, y_half = axes.yaxis.get_transform(), np.nan_to_num(y_half)
+    low, middle, high = (drawn.transform(values) for values in (y - y_half, y, y + y_half))
+    ends = spread_limits(middle, np.maximum(middle - low, high - middle), MOST_INTERVAL)
+    limits = drawn.inverted().transform(np.array(ends))
     if threshold is not None:
         axes.yaxis.set_major_locator(FixedLocator(_symmetric_ticks(threshold, *limits)))
     axes.set_ylim(*limits)
@@ -173,23 +179,28 @@ def _style(mark: Mark) -> dict[str, Any]:
     return {
         "color": colour,
         "marker": mark.marker,
+        "markersize": mark.size,
         "markerfacecolor": colour if mark.is_filled else "none",
         "markeredgewidth": 1.1,
         "linestyle": "",
     }
 
 
+def _draw_dots(axes: Axes, dots: Sequence[Dot], mark: Mark) -> None:
+    row, value, half = np.array([[dot.row, dot.value, dot.half_interval] for dot in dots]).T
+    axes.errorbar(value, row, xerr=np.nan_to_num(half), **_style(mark), elinewidth=1, zorder=3)
+
+
 def _draw_point(axes: Axes, point: Point) -> None:
     style = _style(point.mark)
-    halves = {"xerr": point.x_half, "yerr": point.y_half}
-    colour = style["color"]
-    known = {axis: half for axis, half in halves.items() if np.isfinite(half)}
-    axes.errorbar(point.x, point.y, **known, color=colour, linestyle="", elinewidth=0.7, alpha=0.45, zorder=2)
-    axes.plot(point.x, point.y, **style, markersize=5, zorder=3)
+    x_half, y_half = np.nan_to_num([point.x_half, point.y_half])
+    line = {"color": style["color"], "elinewidth": 0.7, "alpha": 0.45}
+    axes.errorbar(point.x, point.y, xerr=x_half, yerr=y_half, linestyle="", **line, zorder=2)
+    axes.plot(point.x, point.y, **style, zorder=3)
 
 
 def _draw_labels(axes: Axes, points: Sequence[Point]) -> None:
-    figure = axes.get_figure()
+    figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
     to_printers = 72 / figure.dpi
@@ -218,10 +229,8 @@ def _draw_labels(axes: Axes, points: Sequence[Point]) -> None:
 def _draw_stack(axes: Axes, row: int, stack: Stack, parts: Sequence[Part]) -> None:
     ends = {True: 0.0, False: 0.0}
     for value, part in zip(stack.parts, parts, strict=True):
-        colour = drawn_colour(part.colour)
-        axes.barh(
-            row, value, left=ends[value < 0], height=0.66, facecolor=colour, alpha=0.55, hatch=part.hatch, lw=0
-        )
+        look = {"facecolor": drawn_colour(part.colour), "edgecolor": INK, "alpha": 0.55, "hatch": part.hatch}
+        axes.barh(row, value, left=ends[value < 0], height=0.66, linewidth=0, **look)
         ends[value < 0] += value
     axes.annotate(
         stack.text,
@@ -235,7 +244,8 @@ def _draw_stack(axes: Axes, row: int, stack: Stack, parts: Sequence[Part]) -> No
 
 def _name_rows(axes: Axes, rows: Sequence[str]) -> None:
     axes.set_yticks(range(len(rows)), rows, fontsize=LABEL_SIZE + 0.5)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(tick_text))
     axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")

@@ -19,12 +19,15 @@ from rich.text import Text
 from benchmarks.figures import draw_figures
 from benchmarks.panels import Figure
 from benchmarks.results import Experiment, read_results
+from benchmarks.router_table import COLUMNS, RouterRow, router_tables
 from benchmarks.svg import localise_ids, palette_css
 from benchmarks.tables import MOST_ROWS, SIGNS, ClaimRow, RecordRow, claim_rows, provenance, record_tables
+from benchmarks.verdict import NOT_COMPARABLE
 from traces.atomic import write_text_atomically
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE.parent / "conf"
+MAKE = "make reproduce"
 MARKS = {
     "P": "the paper's text",
     "C": "its authors' code",
@@ -43,9 +46,11 @@ class Section:
     experiment: Experiment
     claims: list[ClaimRow]
     figures: list[Figure]
+    routers: dict[str, list[RouterRow]]
     tables: dict[str, list[RecordRow]]
     num_left_out: int
     provenance: list[tuple[str, str]]
+    run: str
 
 
 def render(root: Path, conf: Path = CONF) -> None:
@@ -65,10 +70,18 @@ def section(experiment: Experiment) -> Section:
         experiment=experiment,
         claims=claim_rows(experiment),
         figures=draw_figures(experiment.records, experiment.curves, experiment.cells),
+        routers=router_tables(experiment.records),
         tables={setting: rows[:share] for setting, rows in tables.items()},
         num_left_out=sum(max(len(rows) - share, 0) for rows in tables.values()),
         provenance=provenance(experiment.records, experiment.cells),
+        run=command_at_scale(experiment),
     )
+
+
+def command_at_scale(experiment: Experiment) -> str:
+    """The command that measures an experiment again, at the scale of its records."""
+    scales = sorted({record.scale for record in experiment.records})
+    return experiment.run.replace(MAKE, f"{MAKE} SCALE={scales[0]}") if scales else experiment.run
 
 
 def write(root: Path, sections: list[Section]) -> None:
@@ -78,6 +91,7 @@ def write(root: Path, sections: list[Section]) -> None:
         "sections": sections,
         "claims": claims,
         "tally": _tally(claims),
+        "router_columns": list(COLUMNS),
         "provenance": provenance(
             [record for one in sections for record in one.experiment.records],
             [cell for one in sections for cell in one.experiment.cells],
@@ -96,12 +110,17 @@ def write(root: Path, sections: list[Section]) -> None:
 
 
 def print_verdicts(sections: list[Section], console: Console) -> None:
-    """The verdict table, in the terminal."""
+    """The verdict table, in the terminal; one line where the scale allows no verdict at all."""
+    claims = [claim for one in sections for claim in one.claims]
+    if claims and all(claim.verdict == NOT_COMPARABLE for claim in claims):
+        scales = ", ".join(sorted({claim.scale for claim in claims} - {"-"}))
+        console.print(Text(f"{SIGNS[NOT_COMPARABLE]} none of {len(claims)} claims is comparable at scale {scales}"))
+        return
     table = Table(box=SIMPLE, show_lines=True, padding=(0, 1, 0, 0))
     widths = {"claim": 4, "published": 2, "measured [95 % interval]": 4, "scale": 0, "seeds": 0, "verdict": 4}
     for name, ratio in widths.items():
         table.add_column(Text(name), ratio=ratio or None, no_wrap=not ratio)
-    for claim in (claim for one in sections for claim in one.claims):
+    for claim in claims:
         measured = "\n".join(f"{one.setting}: {one.measured}" for one in claim.settings)
         verdict = f"{claim.sign} {claim.verdict}" + (f"\n{claim.reason}" if claim.reason else "")
         cells = (

@@ -3,19 +3,18 @@
 Made from the records of `benchmarks.route_volume`, whose methods are named "router/placement".
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from benchmarks.expectation import significant
 from benchmarks.record import Record
-from benchmarks.tables import with_half_width
-from benchmarks.verdict import Interval, over_seeds
+from benchmarks.router_figures import SENT, measured
+from benchmarks.verdict import Interval
 
-# a metric that only these experiments have
-SENT = "copies/per_device"
 LOSS, BITS = "held_out/all", "bits_per_byte/all"
 LATER = "/seeing_later_tokens"
+MOST_DECIMALS = 5
 # head -> metric, in the order of the columns
 COLUMNS = {
     "held-out nats": LOSS,
@@ -24,16 +23,14 @@ COLUMNS = {
     "devices a token": "distinct_devices",
     "copies, one a device": SENT,
     "bytes, one an expert": "bytes/per_expert",
-    "one a device": "bytes/per_device",
-    "one a node": "bytes/per_node",
+    "bytes, one a device": "bytes/per_device",
+    "bytes, one a node": "bytes/per_node",
     "busiest device's bytes": "busiest_device_bytes/per_device",
     "device load, max / mean": "device_max_over_mean",
     "expert load, max / mean": "expert_max_over_mean",
     "experts a token": "experts_per_token",
     "collaboration degree": "collaboration_degree",
 }
-
-Measured = dict[str, dict[str, Interval]]
 
 
 @dataclass(frozen=True)
@@ -53,31 +50,17 @@ def router_tables(records: Sequence[Record]) -> dict[str, list[RouterRow]]:
     }
 
 
-def measured(records: Iterable[Record]) -> dict[str, Measured]:
-    """Setting -> method -> metric -> its interval over seeds, of methods whose volume was counted."""
-    groups: dict[str, dict[str, dict[str, list[Record]]]] = {}
-    for record in records:
-        if record.layer == "all":
-            of_method = groups.setdefault(record.setting, {}).setdefault(record.method, {})
-            of_method.setdefault(record.metric, []).append(record)
-    found = {
-        setting: {
-            method: {metric: over_seeds(rows) for metric, rows in by_metric.items()}
-            for method, by_metric in sorted(by_method.items())
-            if SENT in by_metric
-        }
-        for setting, by_method in sorted(groups.items())
-    }
-    return {setting: by_method for setting, by_method in found.items() if by_method}
-
-
-def half_width(interval: Interval) -> float:
-    """Half of an interval's width, NaN where there is none."""
-    return interval.high - interval.mean
+def interval_text(interval: Interval) -> str:
+    """Mean and half its interval to the half's second digit, e.g. "-0.0074 ± 0.0019"; four digits of a mean alone."""
+    half = interval.high - interval.mean
+    if not half > 0:
+        return significant(interval.mean, 4) + (" ± 0" if half == 0 else "")
+    decimals = min(max(1 - math.floor(math.log10(half)), 0), MOST_DECIMALS)
+    return f"{interval.mean:,.{decimals}f} ± {half:,.{decimals}f}"
 
 
 def _row(method: str, found: dict[str, Interval]) -> RouterRow:
-    texts = [with_half_width(one) if (one := _of(found, metric)) else "-" for metric in COLUMNS.values()]
+    texts = [interval_text(one) if (one := _of(found, metric)) else "-" for metric in COLUMNS.values()]
     return RouterRow(method, _sees_later_tokens(found), tuple(texts))
 
 
@@ -91,4 +74,4 @@ def _sees_later_tokens(found: dict[str, Interval]) -> bool:
 
 def _rank(method: str, found: dict[str, Interval]) -> tuple[bool, float, str]:
     loss = _of(found, LOSS)
-    return _sees_later_tokens(found), loss.mean if loss else np.inf, method
+    return _sees_later_tokens(found), loss.mean if loss else math.inf, method

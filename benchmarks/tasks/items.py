@@ -77,12 +77,12 @@ def tail(text: str, size: int) -> str:
 
 def head(text: str, size: int) -> str:
     """The first whole words of a text, at most `size` characters."""
-    return text if len(text) <= size else re.sub(r"\s+\S*$", "", text[: size + 1])
+    return text if len(text) <= size else re.sub(r"(?:^|\s+)\S*$", "", text[: size + 1])
 
 
 def shuffled(values: Sequence[T], rng: np.random.Generator) -> list[T]:
     """The values in random order."""
-    return [values[i] for i in rng.permutation(len(values))]
+    return [values[i] for i in rng.permutation(len(values)).tolist()]
 
 
 def others(pool: Sequence[str], answer: str, rng: np.random.Generator, count: int = 3) -> tuple[str, ...]:
@@ -91,9 +91,9 @@ def others(pool: Sequence[str], answer: str, rng: np.random.Generator, count: in
     The answer comes from the same pool, so a model that knows frequencies alone scores chance.
     """
     found: list[str] = []
-    for i in rng.permutation(len(pool)):
-        if pool[i] != answer and pool[i] not in found:
-            found.append(pool[i])
+    for text in shuffled(pool, rng):
+        if text != answer and text not in found:
+            found.append(text)
         if len(found) == count:
             break
     return tuple(found)

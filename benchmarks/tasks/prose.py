@@ -1,15 +1,15 @@
 """Tasks on running English: last word, next sentence, agreement, and which text goes on."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from benchmarks.tasks.items import Candidate, Documents, alike, head, others, shuffled, tail
 
 PROSE = ("speeches", "drama", "novel", "docs")
-CONTEXT, CHOICE = 90, 36
-"""Characters of context and of a long choice: together within 64 tokens of a 2k vocabulary."""
+CONTEXT, CHOICE = 72, 24
+"""Characters of context and of a long choice: few, as what a task costs is its tokens."""
 
 # forms of which the rest of the sentence allows one
 PAIRS = (
@@ -51,7 +51,7 @@ def next_sentence(documents: Documents, rng: np.random.Generator) -> Iterator[Ca
 
 
 def agreement(documents: Documents, rng: np.random.Generator) -> Iterator[Candidate]:
-    """A form against the one that does not agree, with the two words that follow; as many of the one as of the other."""
+    """A form against the one that does not agree, with the words that follow; as many of the one as of the other."""
     texts = [text for name in PROSE for text in documents[name]]
     candidates: list[Candidate] = []
     for pair in PAIRS:
@@ -85,7 +85,51 @@ def domain(documents: Documents, rng: np.random.Generator) -> Iterator[Candidate
 def _piece(documents: Documents, name: str, rng: np.random.Generator) -> tuple[str, str]:
     """Some words from a random place of a domain, and those that follow."""
     texts = documents[name]
-    text = texts[rng.integers(len(texts))]
+    text = texts[int(rng.integers(len(texts)))]
     blanks = [match.start() for match in re.finditer(r"(?<=\S) (?=\S)", text)]
-    place = blanks[rng.integers(len(blanks))]
-    return tail(text[:place], 24), head(text[place:], 24)
+    place = blanks[int(rng.integers(len(blanks)))]
+    return tail(text[:place], CONTEXT // 2), head(text[place:], CHOICE)
+
+
+def word_order(documents: Documents, rng: np.random.Generator) -> Iterator[Candidate]:
+    """Four English words in their order against three other orders of them."""
+    yield from orders([text for name in PROSE for text in documents[name]], "a-z", rng)
+
+
+def spanish(documents: Documents, rng: np.random.Generator) -> Iterator[Candidate]:
+    """Four Spanish words in their order against three other orders of them."""
+    yield from orders(documents["spanish"], "a-záéíóúñü", rng)
+
+
+def orders(texts: Sequence[str], letters: str, rng: np.random.Generator) -> Iterator[Candidate]:
+    phrase = re.compile(rf"(?<=\S)(?: [{letters}]+){{4}}(?![{letters}])")
+    found = [(text, match) for text in texts for match in phrase.finditer(text)]
+    for text, match in shuffled(found, rng):
+        words, context = match[0].split(), tail(text[: match.start()], CONTEXT)
+        if len(set(words)) == 4:
+            yield Candidate(context, match[0], _other_orders(words, rng), context + match[0])
+
+
+def _other_orders(words: list[str], rng: np.random.Generator) -> tuple[str, ...]:
+    found: list[list[str]] = [words]
+    while len(found) < 4:
+        order = shuffled(words, rng)
+        if order not in found:
+            found.append(order)
+    return tuple("".join(f" {word}" for word in order) for order in found[1:])
+
+
+def repeat(documents: Documents, rng: np.random.Generator) -> Iterator[Candidate]:
+    """A word that the context holds already against such words of other places in the same domain."""
+    word = re.compile(r"(?<=\S) [A-Za-z]{5,}\b")
+    found = []
+    for name, texts in documents.items():
+        for text in texts:
+            for match in word.finditer(text):
+                context = tail(text[: match.start()], CONTEXT)
+                if re.search(rf"\b{match[0][1:]}\b", context):
+                    found.append((name, context, match[0]))
+    pools = {name: [answer for domain, _, answer in found if domain == name] for name in documents}
+    for name, context, answer in shuffled(found, rng):
+        wrong = others([other for other in pools[name] if other[1:] not in context], answer, rng)
+        yield Candidate(context, answer, wrong, context + answer)

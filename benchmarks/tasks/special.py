@@ -1,4 +1,4 @@
-"""Tasks on the domains that are not running English: dictionary, factbook, code, Spanish."""
+"""Tasks on the domains that are not running English: dictionary, factbook and code."""
 
 import re
 from collections import defaultdict
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.tasks.items import Candidate, Documents, alike, head, shuffled, tail
+from benchmarks.tasks.prose import CHOICE, CONTEXT
 
-CONTEXT, CHOICE = 90, 36
-GLOSS_WORDS = 4
+GLOSS_WORDS = 3
 
 
 def gloss(documents: Documents, rng: np.random.Generator) -> Iterator[Candidate]:
-    """How a definition goes on: its next four words against four words of others, first words against first words."""
+    """How a definition goes on: its next three words against three words of others, first words against first words."""
     entry = re.compile(r"^.+ \((?:noun|verb|adjective|adverb)\):(?= )", re.M)
     found, pools = [], defaultdict(list)
     for text in documents["dictionary"]:
@@ -44,34 +44,16 @@ def facts(documents: Documents, rng: np.random.Generator) -> Iterator[Candidate]
 
 
 def code_line(documents: Documents, rng: np.random.Generator) -> Iterator[Candidate]:
-    """The next line of Python against other lines, of other places, with the same indentation."""
+    """The next line of Python that is not empty, against lines of other places with the same indentation."""
     found, pools = [], defaultdict(list)
     for text in documents["code"]:
-        for match in re.finditer(r"\n( *)[^\s#][^\n]{7,}", text):
-            answer = head(match[0], CHOICE + len(match[1]))
-            found.append((text[: match.start()].rstrip(), match[1], answer))
-            pools[match[1]].append(answer)
-    for before, indent, answer in shuffled(found, rng):
+        for match in re.finditer(r"(?<=\S)\n(\n*)( *)\S[^\n]{5,}", text):
+            empty, indent = match.groups()
+            answer = "\n" + head(match[0][1 + len(empty) :], CHOICE + len(indent))
+            found.append((text[: match.start()], empty, indent, answer))
+            pools[indent].append(answer)
+    for before, empty, indent, answer in shuffled(found, rng):
         # whole lines: a line cut in the middle has lost its indentation
-        context = before[-CONTEXT:].partition("\n")[2] if len(before) > CONTEXT else before
-        if context and len(set(pools[indent])) > 40:
-            yield Candidate(context, answer, alike(pools[indent], answer, rng), context + answer)
-
-
-def spanish(documents: Documents, rng: np.random.Generator) -> Iterator[Candidate]:
-    """Four Spanish words in their order against three other orders of them."""
-    phrase = re.compile(r"(?: [a-záéíóúñü]+){4}(?![a-záéíóúñü])")
-    found = [(text, match) for text in documents["spanish"] for match in phrase.finditer(text)]
-    for text, match in shuffled(found, rng):
-        words, context = match[0].split(), tail(text[: match.start()], CONTEXT)
-        if len(set(words)) == 4 and context:
-            yield Candidate(context, match[0], _orders(words, rng), context + match[0])
-
-
-def _orders(words: list[str], rng: np.random.Generator) -> tuple[str, ...]:
-    orders: list[list[str]] = [words]
-    while len(orders) < 4:
-        order = shuffled(words, rng)
-        if order not in orders:
-            orders.append(order)
-    return tuple("".join(f" {word}" for word in order) for order in orders[1:])
+        context = before[-CONTEXT:].partition("\n")[2] or before.rpartition("\n")[2]
+        if len(set(pools[indent])) > 40:
+            yield Candidate(context, answer, alike(pools[indent], answer, rng), context + empty + answer)

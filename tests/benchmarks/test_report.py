@@ -255,6 +255,18 @@ class TestRendering:
         assert "✓ reproduced" in printed
         assert "about 1 % [P]" in printed
 
+    def test_command_prints_one_line_where_nothing_is_comparable(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ):
+        write_experiment(tmp_path / "forecast", list(forecast_records()), [])
+        (tmp_path / "experiment").mkdir()
+        only_paper = FORECAST[: FORECAST.index("- {id: small")] + FORECAST[FORECAST.index("- {id: paper") :]
+        only_paper = only_paper[: only_paper.index("- {id: absent")]
+        (tmp_path / "experiment" / "forecast.yaml").write_text(only_paper)
+        main([str(tmp_path), "--conf", str(tmp_path)])
+        first, *_ = capsys.readouterr().out.splitlines()
+        assert first == "≠ none of 1 claims is comparable at scale cpu"
+
     def test_command_tells_a_mistake_in_one_line(self, tmp_path: Path):
         with pytest.raises(SystemExit, match=r"error: .*absent: no such results folder"):
             main([str(tmp_path / "absent")])

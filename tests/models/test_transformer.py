@@ -110,3 +110,26 @@ def test_bad_value_is_named(make_transformer, changes, message):
 def test_too_long_a_sequence_is_named(make_transformer):
     with pytest.raises(ValueError, match="sequence of 9 tokens, the model takes at most 8"):
         make_transformer()(token_ids(9))
+
+
+class TestHidden:
+    def test_of_plain_sequences_is_what_forward_reads(self, make_transformer):
+        decoder, ids = make_transformer(init_std=0.5), token_ids()
+        positions, attend = torch.arange(8).expand(3, 8), torch.ones(3, 8, 8, dtype=torch.bool).tril()
+        logits = decoder.logits(decoder.hidden(ids, positions, attend))
+        torch.testing.assert_close(logits, decoder(ids).logits, rtol=1e-4, atol=1e-4)
+
+    def test_two_continuations_share_one_context(self, make_transformer):
+        decoder, ids = make_transformer(init_std=0.5), token_ids(length=8, batch=1)
+        # tokens 0-3 are the context, 4-5 and 6-7 its continuations
+        part = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
+        attend = torch.ones(8, 8, dtype=torch.bool).tril() & ((part == 0) | (part[:, None] == part))
+        positions = torch.tensor([[0, 1, 2, 3, 4, 5, 4, 5]])
+        found = decoder.logits(decoder.hidden(ids, positions, attend[None]))[0]
+        for own in ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 6, 7]):
+            torch.testing.assert_close(found[own], decoder(ids[:, own]).logits[0], rtol=1e-4, atol=1e-4)
+
+    def test_position_beyond_the_longest_sequence_is_named(self, make_transformer):
+        attend = torch.ones(1, 1, 1, dtype=torch.bool)
+        with pytest.raises(ValueError, match="sequence of 9 tokens, the model takes at most 8"):
+            make_transformer().hidden(torch.zeros(1, 1, dtype=torch.long), torch.tensor([[8]]), attend)
