@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -218,6 +218,6 @@ def compose_with_choices(root: str, overrides: list[str]) -> tuple[DictConfig, d
     return config, choices
 
 
-def plain_choices(choices: DictConfig) -> dict[str, str]:
+def plain_choices(choices: Mapping[Any, Any] | DictConfig) -> dict[str, str]:
     """Group -> chosen file name, from what Hydra noted."""
     return {str(group): str(name) for group, name in choices.items()}

@@ -55,11 +55,12 @@ def parent_rows(config: DictConfig, seed: int, method: str, mine: list[Path], pl
         of_parent.seed = seed
     rows = Rows(of_parent, method=method)
     ours, theirs = ([_quality(folder) for folder in folders] for folders in (mine, plain))
+    chance = {row.metric: row.floor for row in read_quality(mine[0]) if row.metric.startswith(ACCURACY)}
     columns: dict[str, Any] = {"horizon": config.arm.steps, "count": len(mine)}
     for metric in ours[0]:
         values = np.array([one[metric] for one in ours])
         differences = values - np.array([one[metric] for one in theirs])
-        rows.add(metric, float(values.mean()), **columns)
+        rows.add(metric, float(values.mean()), floor=chance.get(metric, np.nan), **columns)
         rows.add(f"{metric}/over_plain", float(differences.mean()), **columns)
     return rows.records
 

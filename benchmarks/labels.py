@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float
 # a label is tried ever farther from its point, in these directions; distances in points
 DISTANCES = (4.0, 8.0, 13.0, 19.0, 26.0, 34.0, 44.0, 56.0, 70.0, 86.0)
 NUM_DIRECTIONS = 16
+# how far a label rather moves than that its line crosses another
+DETOUR = 15.0
 # a label farther away than this needs a line to its point
 NEAR = 5.0
 # half the side of what a mark keeps free, and the side of the boxes that a line is checked by
@@ -16,6 +18,13 @@ MARK, STRETCH = 3.0, 2.0
 PASSES = 4
 # points within this distance are in each other's way
 CROWD = 40.0
+
+
+def _directions() -> np.ndarray:
+    """Unit vectors, to the right first."""
+    angles = 2 * np.pi * np.arange(NUM_DIRECTIONS) / NUM_DIRECTIONS
+    order = np.argsort(-np.cos(angles), kind="stable")
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)[order]
 
 
 class _Place(NamedTuple):
@@ -31,8 +40,8 @@ def place_labels(
 ) -> Float[np.ndarray, "N 2"]:
     """Centres of labels with these widths and heights, inside (0, 0) to `area`; all in one unit, printer's points.
 
-    A label takes the nearest place at which it and the line to its point meet nothing; where there is none, the place
-    where it covers least. All are placed anew a few times, as others may have made room.
+    A label takes a near place at which it and the line to its point meet little, above all no other label and no mark.
+    All are placed anew a few times, as others may have made room.
     """
     marks = boxes(points, np.full((len(points), 2), 2 * MARK))
     places: dict[int, _Place] = {}
@@ -80,27 +89,23 @@ class _InTheWay:
 
 
 def _best(point: np.ndarray, size: np.ndarray, in_the_way: _InTheWay) -> _Place:
-    """The first free place, or the first of the least bad ones."""
-    tried: list[tuple[int, _Place]] = []
-    for offset in _around(size):
-        place = _place(point, point + offset, size)
-        tried.append((in_the_way.met(place), place))
-        if tried[-1][0] == 0:
+    """The place with the least of distance and what it meets, by their weights."""
+    least, best = np.inf, None
+    for distance in DISTANCES:
+        if distance >= least:
             break
-    return min(tried, key=lambda one: one[0])[1]
+        for offset in _directions() * (size / 2 + distance):
+            place = _place(point, point + offset, size)
+            score = distance + DETOUR * in_the_way.met(place)
+            if score < least:
+                least, best = score, place
+    assert best is not None, "every place has a finite score"
+    return best
 
 
 def _most_crowded_first(points: Float[np.ndarray, "N 2"]) -> list[int]:
     distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
     return [int(i) for i in np.argsort(-(distances < CROWD).sum(1), kind="stable")]
-
-
-def _around(size: Float[np.ndarray, " 2"]) -> Float[np.ndarray, "N 2"]:
-    """Offsets of a label from its point, near ones first, to the right first."""
-    angles = 2 * np.pi * np.arange(NUM_DIRECTIONS) / NUM_DIRECTIONS
-    order = np.argsort(-np.cos(angles), kind="stable")
-    directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)[order]
-    return np.concatenate([directions * (size / 2 + distance) for distance in DISTANCES])
 
 
 def _place(point: np.ndarray, centre: np.ndarray, size: np.ndarray) -> _Place:

@@ -80,10 +80,10 @@ def _values(override: Override, value: str) -> list[str]:
     """What a swept key takes on: a list, or glob(*) for every file of a group, as Hydra's own sweeper has it."""
     if not override.is_sweep_override():
         return [value]
-    if not isinstance(override.value(), Glob):
+    pattern = override.value()
+    if not isinstance(pattern, Glob):
         return list(override.sweep_string_iterator())
-    files = sorted(path.stem for path in (ROOT / "conf" / override.key_or_group).glob("*.yaml"))
-    return override.value().filter(files)
+    return pattern.filter(sorted(path.stem for path in (ROOT / "conf" / override.key_or_group).glob("*.yaml")))
 
 
 @dataclass

@@ -5,6 +5,7 @@ Matplotlib draws with fixed colours; `embed` hands them over to CSS variables, w
 
 import html
 import re
+from functools import cache
 
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
@@ -36,6 +37,7 @@ def ordered_colour(rank: int, count: int) -> str:
     return f"--ordered-{round(rank * (NUM_ORDERED - 1) / max(count - 1, 1))}"
 
 
+@cache
 def palette(mode: str) -> dict[str, str]:
     """CSS variable -> colour for "light" or "dark" mode."""
     low, high = ORDERED_RANGE[mode]

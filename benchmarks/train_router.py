@@ -153,7 +153,7 @@ def add_quality(rows: Rows, config: DictConfig, module: LanguageModel, data: Tex
     scores = evaluate_tasks(module, data, Path(config.outputs) / "cache", config.tasks.num_items)
     for task, score in scores.items():
         rows.add(f"accuracy/{task}", score.accuracy, floor=score.chance, count=len(score.correct), **columns)
-    correct = {task: score.correct for task, score in scores.items()}
+    correct: dict[str, Any] = {task: score.correct for task, score in scores.items()}
     write_atomically(folder / "items.npz", lambda file: np.savez_compressed(file, **correct))
 
 

@@ -47,11 +47,11 @@ def code_line(documents: Documents, rng: np.random.Generator) -> Iterator[Candid
     """The next line of Python that is not empty, against lines of other places with the same indentation."""
     found, pools = [], defaultdict(list)
     for text in documents["code"]:
-        for match in re.finditer(r"(?<=\S)\n(\n*)( *)\S[^\n]{5,}", text):
-            empty, indent = match.groups()
-            answer = "\n" + head(match[0][1 + len(empty) :], CHOICE + len(indent))
-            found.append((text[: match.start()], empty, indent, answer))
-            pools[indent].append(answer)
+        for match in re.finditer(r"(?<=\S)\n(\n*)( *)(\S[^\n]{5,})", text):
+            empty, indent, line = match.groups()
+            if words := head(line, CHOICE):
+                found.append((text[: match.start()], empty, indent, f"\n{indent}{words}"))
+                pools[indent].append(found[-1][-1])
     for before, empty, indent, answer in shuffled(found, rng):
         # whole lines: a line cut in the middle has lost its indentation
         context = before[-CONTEXT:].partition("\n")[2] or before.rpartition("\n")[2]

@@ -29,7 +29,7 @@ def arm(folder: Path, loss: float, correct: list[int]) -> Path:
     figures = {"held_out/all": loss, "accuracy/one": float(np.mean(correct)), "accuracy/two": 1.0, "causal": 1.0}
     write_records(
         folder / "records.csv",
-        [Record("a", "smoke", "cpu", "s", 0, "r", metric, value, "c") for metric, value in figures.items()],
+        [Record("a", "smoke", "cpu", "s", 0, "r", metric, value, "c", floor=0.25) for metric, value in figures.items()],
     )
     np.savez(folder / "items.npz", one=np.array(correct, bool), two=np.ones(4, bool))
     return folder
@@ -47,6 +47,8 @@ def test_a_parents_continuations_are_averaged_and_paired(config, tmp_path: Path)
     assert found["accuracy_mean"].value == pytest.approx(0.75)
     assert found["accuracy_mean/over_plain"].value == pytest.approx(0.125)
     assert "causal" not in found
+    assert (found["accuracy/one"].floor, found["accuracy/one"].value) == (0.25, 0.5)
+    assert np.isnan(found["held_out/all"].floor), "chance is of tasks only"
     assert config.seed == -1, "the analysis' own configuration stays as it was"
 
 
