@@ -22,8 +22,7 @@ from benchmarks.paired import paired_bootstrap
 from benchmarks.record import Record
 from benchmarks.rows import Rows
 
-QUALITY = ("held_out/", "bits_per_byte/", "accuracy/")
-ACCURACY = "accuracy/"
+QUALITY = ("held_out/", "bits_per_byte/", "accuracy")
 
 
 def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
@@ -55,7 +54,7 @@ def parent_rows(config: DictConfig, seed: int, method: str, mine: list[Path], pl
         of_parent.seed = seed
     rows = Rows(of_parent, method=method)
     ours, theirs = ([_quality(folder) for folder in folders] for folders in (mine, plain))
-    chance = {row.metric: row.floor for row in read_quality(mine[0]) if row.metric.startswith(ACCURACY)}
+    chance = {row.metric: row.floor for row in read_quality(mine[0]) if row.metric.startswith("accuracy")}
     columns: dict[str, Any] = {"horizon": config.arm.steps, "count": len(mine)}
     for metric in ours[0]:
         values = np.array([one[metric] for one in ours])
@@ -74,10 +73,7 @@ def add_bootstrap(rows: Rows, config: DictConfig, mine: list[list[Path]], plain:
 
 
 def _quality(folder: Path) -> dict[str, float]:
-    """An arm's quality by metric, with the mean accuracy over the tasks."""
-    found = {row.metric: row.value for row in read_quality(folder) if row.metric.startswith(QUALITY)}
-    accuracies = [value for metric, value in found.items() if metric.startswith(ACCURACY)]
-    return {**found, "accuracy_mean": float(np.mean(accuracies))} if accuracies else found
+    return {row.metric: row.value for row in read_quality(folder) if row.metric.startswith(QUALITY)}
 
 
 def _items(folders: list[list[Path]]) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Which experts of a trained model work together, and how much would a list of partners constrain?
 
 python -m benchmarks.profile trace.setting=nano16 trace.seed=0 trace.scale=cpu
+python -m benchmarks.profile run=outputs/cpu/train_router/ARM
 
 Routes held-out text through the weights of a finished training run, as C2R does before it limits a router (Zhang et
 al., 2025, arXiv 2504.01337). The folder keeps, beside the records:
@@ -21,9 +22,9 @@ from scipy.spatial.distance import squareform
 
 from benchmarks.cell import Measurement, run_cell, user_errors
 from benchmarks.curves import Curves
-from benchmarks.recorded import read_module, training_config, with_run
 from benchmarks.rows import Rows, mean_where
 from benchmarks.train import build_source
+from benchmarks.trained import read_module, run_config, run_folder, with_trained
 from models.profiling import routing_trace
 from placement.balance import balance
 from traces.atomic import write_atomically
@@ -52,12 +53,13 @@ def route_profile(config: DictConfig) -> tuple[RoutingTrace, str]:
     Raises:
         ValueError: the run is not finished, or its router gives a token one expert.
     """
-    training = training_config(config.setting, config.seed, config.scale, config.outputs)
+    folder = run_folder(config)
+    training = run_config(folder, config.outputs)
     if training.router.top_k < 2:
         raise ValueError(f"{config.setting} has top_k = {training.router.top_k}: experts have no partners")
     # one primitive is cached for every expert size, which grows without bound (and was slower)
     torch.backends.mkldnn.enabled = False
-    module, data = read_module(training)
+    module, data = read_module(training, folder)
     chosen = config.profile
     batches = (batch["tokens"][:, :-1] for batch in data.sampled_batches(chosen.text, chosen.batches, chosen.seed))
     source = build_source(training, data, training.data.sequences_per_batch)
@@ -138,7 +140,7 @@ def seriate(counts: np.ndarray) -> np.ndarray:
 @hydra.main(config_path="../conf", config_name="profile", version_base="1.3")
 def main(config: DictConfig) -> None:
     with user_errors():
-        config = with_run(config)
+        config = with_trained(config)
         run_cell(config, [config.setting, f"seed{config.seed}"], measure)
 
 

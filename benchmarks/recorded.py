@@ -3,17 +3,12 @@
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, open_dict
 
 from benchmarks.cell import cell_folder, compose, fingerprint
 from traces.load import LoadTrace
 from traces.store import read_loads
-
-if TYPE_CHECKING:
-    import models.data
-    import models.language_model
 
 
 @cache
@@ -34,6 +29,7 @@ def with_run(config: DictConfig) -> DictConfig:
     A foreign trace brings its own name and seed, and is identified by its counts.
     """
     with open_dict(config):
+        # an analysis of weights takes no foreign trace
         if config.trace.get("path") is None:
             run = training_config(config.setting, config.seed, config.scale, config.outputs)
             config.training_run = fingerprint(run)
@@ -72,32 +68,3 @@ def read_noise(config: DictConfig) -> dict[int, LoadTrace]:
         return {}
     folders = sorted(training_folder(config, config.seed).glob("noise-*"))
     return {int(folder.name.split("-")[1]): read_loads(folder) for folder in folders}
-
-
-def read_module(
-    training: DictConfig,
-) -> tuple["models.language_model.LanguageModel", "models.data.TextDataModule"]:
-    """The trained model of a finished training run, by its configuration, and the text it was trained on.
-
-    Raises:
-        ValueError: the run has not been trained to its end, or its checkpoint is gone; says how to train it.
-    """
-    # forecasts and placements read recorded runs without torch
-    import torch
-
-    from benchmarks.train import build_data, build_module, newest_checkpoint
-
-    folder = cell_folder(training, training.setting, f"seed{training.seed}")
-    checkpoint = newest_checkpoint(folder)
-    if checkpoint is None or not (folder / "cell.json").exists():
-        raise ValueError(
-            f"{folder}: no finished training run with a checkpoint; remove the folder if there is one and run "
-            f"`python -m benchmarks.train setting={training.setting} seed={training.seed} scale={training.scale}`"
-        )
-    data = build_data(training)
-    module = build_module(training, data)
-    module.configure_model()
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    module.on_load_checkpoint(saved)
-    module.load_state_dict(saved["state_dict"])
-    return module, data

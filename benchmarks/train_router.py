@@ -9,6 +9,7 @@ one seed and continuation read the same text in the same order. The folder keeps
     routing/held_out    a trace folder: how held-out text was routed, for the exact volume of communication
     routing/profile     the same of training text, from which experts are placed
     placement.npz       slots (L, G, C): where experts live, for routers that were told
+    given.npz           what the router was given: a profile, the devices of experts
     items.npz           per downstream task the correctness of every item
 """
 
@@ -28,10 +29,11 @@ from torch import Tensor
 
 from benchmarks.arms import DEVICES, NODES, PROFILE, arm_labels, is_told, place, short_name, write_placement
 from benchmarks.cell import Measurement, run_cell, user_errors
+from benchmarks.evaluate import add_bits, add_tasks, evaluate_tasks
 from benchmarks.held_out import bits_per_byte
-from benchmarks.recorded import read_module, training_config
 from benchmarks.rows import Rows
 from benchmarks.train import build_data, build_module, build_source, newest_checkpoint, prepare_process
+from benchmarks.trained import read_parent, write_given
 from models.callbacks.balance import BalanceMonitor
 from models.data import TextDataModule
 from models.language_model import LanguageModel
@@ -85,7 +87,7 @@ def build_arm(config: DictConfig, data: TextDataModule, folder: Path) -> Languag
     Raises:
         ValueError: the parent is not trained yet, or its weights do not fit.
     """
-    parent, parent_data = read_module(training_config(config.setting, config.seed, config.scale, config.outputs))
+    parent, parent_data = read_parent(config)
     given = {}
     if PROFILE in config.router or is_told(config.router):
         profile = profile_of(config, parent, parent_data)
@@ -95,6 +97,7 @@ def build_arm(config: DictConfig, data: TextDataModule, folder: Path) -> Languag
         node_LE = instantiate(config.topology).node_of_device[device_LE]
         known = {PROFILE: profile.collaboration(), DEVICES: device_LE, NODES: node_LE}
         given = {name: value for name, value in known.items() if name in config.router}
+        write_given(folder, given)
     module = build_module(with_scaled_rates(config), data, **given)
     module.configure_model()
     if config.start == "parent":
@@ -142,17 +145,12 @@ def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
 def add_quality(rows: Rows, config: DictConfig, module: LanguageModel, data: TextDataModule, folder: Path) -> None:
     """Bits per byte by domain, and the downstream tasks if any were asked for."""
     columns: dict[str, Any] = {"horizon": config.steps}
-    for domain, bits in bits_per_byte(module, data).items():
-        rows.add(f"bits_per_byte/{domain}", bits, **columns)
+    add_bits(rows, bits_per_byte(module, data), **columns)
     rows.add("causal", float(all(router.causal for router in module.decoder.routers)), **columns)
     if not config.tasks.num_items:
         return
-    # the harness is an extra, and takes seconds to import
-    from benchmarks.evaluate import evaluate_tasks
-
     scores = evaluate_tasks(module, data, Path(config.outputs) / "cache", config.tasks.num_items)
-    for task, score in scores.items():
-        rows.add(f"accuracy/{task}", score.accuracy, floor=score.chance, count=len(score.correct), **columns)
+    add_tasks(rows, scores, **columns)
     correct: dict[str, Any] = {task: score.correct for task, score in scores.items()}
     write_atomically(folder / "items.npz", lambda file: np.savez_compressed(file, **correct))
 

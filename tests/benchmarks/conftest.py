@@ -1,5 +1,6 @@
 """Shared by the tests of entry points."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from omegaconf import DictConfig
 
+from benchmarks.cell import fingerprint, identity
+from benchmarks.train import build_data, build_module
+from models.language_model import LanguageModel
 from traces.load import TraceSource
 from traces.store import TraceWriter
 
@@ -30,6 +36,24 @@ def run_module() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def keep_run() -> Callable[..., LanguageModel]:
+    """Leave a folder as a finished run of a training configuration leaves it, with the weights it started from."""
+
+    def keep(training: DictConfig, folder: Path, step: int = 240) -> LanguageModel:
+        torch.manual_seed(0)
+        module = build_module(training, build_data(training))
+        module.configure_model()
+        checkpoint = {"state_dict": module.state_dict()}
+        module.on_save_checkpoint(checkpoint)
+        (folder / "checkpoints").mkdir(parents=True)
+        torch.save(checkpoint, folder / "checkpoints" / f"step={step}.ckpt")
+        (folder / "cell.json").write_text(json.dumps({"cell": fingerprint(training), "config": identity(training)}))
+        return module
+
+    return keep
 
 
 @pytest.fixture

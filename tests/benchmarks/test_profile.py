@@ -13,9 +13,9 @@ from benchmarks.curves import Curves
 from benchmarks.figures import parse_curves
 from benchmarks.profile import add_degrees, add_matrices, list_lengths, route_profile, seriate
 from benchmarks.record import read_records
-from benchmarks.recorded import read_module, training_config, training_folder
+from benchmarks.recorded import training_config, training_folder
 from benchmarks.rows import Rows
-from benchmarks.train import build_data, build_module
+from benchmarks.trained import read_parent
 from traces.collaboration import list_coverage, top_lists
 
 
@@ -29,19 +29,12 @@ def overrides(outputs: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the toy's training run is kept: as if finished, with the weights it started from."""
+def outputs(tmp_path_factory: pytest.TempPathFactory, keep_run) -> Path:
+    """Where the toy's training run is kept."""
     outputs = tmp_path_factory.mktemp("outputs")
-    training = training_config("micro8", 0, "smoke", str(outputs))
-    torch.manual_seed(0)
-    module = build_module(training, build_data(training))
-    module.configure_model()
     folder = training_folder(compose("profile", overrides(outputs)), 0)
-    (folder / "checkpoints").mkdir(parents=True)
-    saved = {"state_dict": module.state_dict(), "shape": module.decoder.shape}
-    torch.save(saved, folder / "checkpoints" / "step=240.ckpt")
+    keep_run(training_config("micro8", 0, "smoke", str(outputs)), folder)
     torch.save({"state_dict": {}, "shape": {}}, folder / "checkpoints" / "step=60.ckpt")
-    (folder / "cell.json").write_text("{}")
     return outputs
 
 
@@ -66,8 +59,8 @@ def test_profiles_a_finished_run(run_module, outputs):
     assert rows["expert_max_over_mean", "-"] == pytest.approx((loads.max(1) / loads.mean(1)).mean(), rel=1e-4)
 
 
-def test_read_module_takes_the_newest_weights(outputs):
-    module, data = read_module(training_config("micro8", 0, "smoke", str(outputs)))
+def test_the_newest_weights_are_read(outputs):
+    module, data = read_parent(compose("profile", overrides(outputs)))
     expected = torch.load(next(outputs.rglob("step=240.ckpt")), weights_only=True)["state_dict"]
     assert all(torch.equal(value, expected[name]) for name, value in module.state_dict().items())
     assert data.sequence_length == module.decoder.sequence_length
@@ -89,8 +82,7 @@ def test_text_depends_on_the_profile_seed_only(outputs):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["trace.seed=7"], r"no finished training run .* benchmarks.train setting=micro8 seed=7 scale=smoke"),
-        (["trace.setting=gpt3_125m_moe16"], "gpt3_125m_moe16 has top_k = 1: experts have no partners"),
+        (["trace.seed=7"], r"no finished run .* benchmarks.train setting=micro8 seed=7 scale=smoke"),
         (["profile.text=web"], "text='web' is neither held_out nor train"),
         (["profile.batches=0"], "num_batches=0: at least 1"),
     ],
@@ -98,6 +90,12 @@ def test_text_depends_on_the_profile_seed_only(outputs):
 def test_what_cannot_be_profiled_is_named(outputs, changes, said):
     with pytest.raises(ValueError, match=said):
         route_profile(compose("profile", [*overrides(outputs), *changes]))
+
+
+def test_a_model_whose_tokens_have_one_expert_has_no_partners(outputs, keep_run, tmp_path):
+    keep_run(compose("train", ["setting=micro8", "router.top_k=1", f"outputs={outputs}"]), tmp_path / "run")
+    with pytest.raises(ValueError, match="micro8 has top_k = 1: experts have no partners"):
+        route_profile(compose("profile", [*overrides(outputs), f"run={tmp_path / 'run'}"]))
 
 
 @pytest.fixture

@@ -1,0 +1,89 @@
+"""A trained model, by the folder of its run: a training run or an arm of a comparison of routers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from benchmarks.recorded import training_config, training_folder
+from benchmarks.train import build_data, build_module, newest_checkpoint
+from models.data import TextDataModule
+from models.language_model import LanguageModel
+from traces.atomic import write_atomically
+
+# what a router was given that no YAML can hold, beside the checkpoints of its run
+GIVEN = "given.npz"
+
+
+def with_trained(config: DictConfig) -> DictConfig:
+    """Make the run that `run` or `trace` names part of an analysis cell's identity, and take on its name.
+
+    Raises:
+        ValueError: it is not finished; says how to train it.
+    """
+    folder = run_folder(config)
+    cell = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+    with open_dict(config):
+        config.training_run = cell["cell"]
+        config.setting, config.seed, config.scale = (cell["config"][name] for name in ("setting", "seed", "scale"))
+    return config
+
+
+def run_folder(config: DictConfig) -> Path:
+    """The folder that `run` names, or else that of the training run which `trace` names.
+
+    Raises:
+        ValueError: there is no finished run with a checkpoint; says how to train one.
+    """
+    folder = Path(config.run) if config.get("run") else training_folder(config, config.seed)
+    if newest_checkpoint(folder) is None or not (folder / "cell.json").exists():
+        raise ValueError(
+            f"{folder}: no finished run with a checkpoint; remove the folder if there is one and run "
+            f"`python -m benchmarks.train setting={config.setting} seed={config.seed} scale={config.scale}`, "
+            "or name a run's folder by run=FOLDER"
+        )
+    return folder
+
+
+def run_config(folder: Path, outputs: str) -> DictConfig:
+    """The configuration of a finished run, as its cell.json holds it."""
+    cell = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+    return OmegaConf.create({**cell["config"], "outputs": outputs})
+
+
+def read_parent(config: DictConfig) -> tuple[LanguageModel, TextDataModule]:
+    """The model of the training run of a configuration's setting, seed and scale, and its text."""
+    training = training_config(config.setting, config.seed, config.scale, config.outputs)
+    return read_module(training, run_folder(training))
+
+
+def read_module(training: DictConfig, folder: Path) -> tuple[LanguageModel, TextDataModule]:
+    """A run's model with the weights of its newest checkpoint, and the text it was trained on.
+
+    Raises:
+        ValueError: the checkpoint is of a model of other sizes.
+    """
+    data = build_data(training)
+    module = build_module(training, data, **read_given(folder))
+    module.configure_model()
+    checkpoint = newest_checkpoint(folder)
+    assert checkpoint is not None, "run_folder found it"
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    module.on_load_checkpoint(saved)
+    module.load_state_dict(saved["state_dict"])
+    return module, data
+
+
+def write_given(folder: Path, given: dict[str, np.ndarray]) -> None:
+    """Keep what a run's routers were given."""
+    write_atomically(folder / GIVEN, lambda file: np.savez_compressed(file, **given))  # type: ignore[arg-type]
+
+
+def read_given(folder: Path) -> dict[str, np.ndarray]:
+    """What `write_given` kept; nothing where a run's routers were given nothing."""
+    if not (folder / GIVEN).exists():
+        return {}
+    with np.load(folder / GIVEN, allow_pickle=False) as archive:
+        return dict(archive)
