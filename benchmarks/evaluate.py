@@ -1,7 +1,7 @@
 """How well does a trained model do downstream: ten tasks of our own and bits per byte.
 
 python -m benchmarks.evaluate trace.setting=nano16 trace.seed=0 trace.scale=cpu
-python -m benchmarks.evaluate run=outputs/cpu/train_router/ARM
+python -m benchmarks.evaluate trace.run=outputs/cpu/train_router/ARM
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Which experts of a trained model work together, and how much would a list of partners constrain?
 
 python -m benchmarks.profile trace.setting=nano16 trace.seed=0 trace.scale=cpu
-python -m benchmarks.profile run=outputs/cpu/train_router/ARM
+python -m benchmarks.profile trace.run=outputs/cpu/train_router/ARM
 
 Routes held-out text through the weights of a finished training run, as C2R does before it limits a router (Zhang et
 al., 2025, arXiv 2504.01337). The folder keeps, beside the records:

@@ -161,7 +161,7 @@ def reproduce(names: list[str], scale: str, outputs: str, logger: str, jobs: int
     runner = Runner(jobs, minutes, sum(map(len, found.levels)))
     print(
         f"{len(training)} training runs, {len(arms)} router arms and {len(cells)} cells at scale {scale}, declared "
-        f"{minutes:.0f} minutes"
+        f"{minutes:g} minutes"
     )
     with runner.progress:
         for stages in found.levels:

@@ -18,7 +18,7 @@ GIVEN = "given.npz"
 
 
 def with_trained(config: DictConfig) -> DictConfig:
-    """Make the run that `run` or `trace` names part of an analysis cell's identity, and take on its name.
+    """Make the run that `trace` names part of an analysis cell's identity, and take on its name.
 
     Raises:
         ValueError: it is not finished; says how to train it.
@@ -32,17 +32,21 @@ def with_trained(config: DictConfig) -> DictConfig:
 
 
 def run_folder(config: DictConfig) -> Path:
-    """The folder that `run` names, or else that of the training run which `trace` names.
+    """The folder that an analysis' `trace.run` names, or else that of the training run which `trace` names."""
+    return finished(Path(config.trace.run) if config.trace.run else training_folder(config, config.seed), config)
+
+
+def finished(folder: Path, config: DictConfig) -> Path:
+    """The folder itself.
 
     Raises:
-        ValueError: there is no finished run with a checkpoint; says how to train one.
+        ValueError: it holds no finished run with a checkpoint; says how to train one.
     """
-    folder = Path(config.run) if config.get("run") else training_folder(config, config.seed)
     if newest_checkpoint(folder) is None or not (folder / "cell.json").exists():
         raise ValueError(
             f"{folder}: no finished run with a checkpoint; remove the folder if there is one and run "
-            f"`python -m benchmarks.train setting={config.setting} seed={config.seed} scale={config.scale}`, "
-            "or name a run's folder by run=FOLDER"
+            f"`python -m benchmarks.train setting={config.setting} seed={config.seed} scale={config.scale}`; an "
+            "analysis takes any other run's folder by trace.run=FOLDER"
         )
     return folder
 
@@ -56,7 +60,7 @@ def run_config(folder: Path, outputs: str) -> DictConfig:
 def read_parent(config: DictConfig) -> tuple[LanguageModel, TextDataModule]:
     """The model of the training run of a configuration's setting, seed and scale, and its text."""
     training = training_config(config.setting, config.seed, config.scale, config.outputs)
-    return read_module(training, run_folder(training))
+    return read_module(training, finished(training_folder(training, training.seed), training))
 
 
 def read_module(training: DictConfig, folder: Path) -> tuple[LanguageModel, TextDataModule]:

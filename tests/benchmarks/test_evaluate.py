@@ -65,7 +65,7 @@ def test_another_number_of_items_is_refused(built: tuple[LanguageModel, TextData
 
 
 def test_entry_point_writes_a_row_a_task_and_a_domain(run_module: Run, outputs: Path, run_folder: Path) -> None:
-    arguments = (*OF_RUN, f"run={run_folder}", f"outputs={outputs}", "num_items=20", "logger=csv")
+    arguments = (*OF_RUN, f"trace.run={run_folder}", f"outputs={outputs}", "num_items=20", "logger=csv")
     done = run_module("evaluate", *arguments)
     assert done.returncode == 0, done.stderr
     (path,) = outputs.rglob("records.csv")
@@ -86,7 +86,7 @@ def test_entry_point_writes_a_row_a_task_and_a_domain(run_module: Run, outputs: 
 
 class TestBadInput:
     def test_is_one_sentence(self, run_module: Run, outputs: Path, run_folder: Path) -> None:
-        arguments = (*OF_RUN, f"run={run_folder}", f"outputs={outputs}", "num_items=0", "logger=csv")
+        arguments = (*OF_RUN, f"trace.run={run_folder}", f"outputs={outputs}", "num_items=0", "logger=csv")
         done = run_module("evaluate", *arguments)
         assert done.returncode == 1
         assert done.stderr.strip() == "error: 0 items a task: a task has 1 to 1000"

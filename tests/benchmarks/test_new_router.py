@@ -55,7 +55,7 @@ def test_a_new_router_is_trained_tested_profiled_and_in_the_shootout(checkout: P
     run("benchmarks.train", *toy)
     printed = run("benchmarks.train", *toy, "router=contrary", "trainer.max_steps=8")
     trained = Path(re.findall(r"measured: (.*)/records.csv", printed)[0])
-    run("benchmarks.profile", f"run={trained}", "profile.batches=2", "logger=csv")
+    run("benchmarks.profile", f"trace.run={trained}", "profile.batches=2", "logger=csv")
     cells = "from benchmarks.plan import plan; p = plan(['router_shootout'], 'smoke', 'outputs', 'csv'); "
     # every stage that this router needs, as `make reproduce` would run it
     pick = "print(*(' '.join(s.command[2:]) for s in [*p.arms.values(), *p.cells] if any(r in s.command for r in "

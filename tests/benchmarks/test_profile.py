@@ -95,7 +95,7 @@ def test_what_cannot_be_profiled_is_named(outputs, changes, said):
 def test_a_model_whose_tokens_have_one_expert_has_no_partners(outputs, keep_run, tmp_path):
     keep_run(compose("train", ["setting=micro8", "router.top_k=1", f"outputs={outputs}"]), tmp_path / "run")
     with pytest.raises(ValueError, match="micro8 has top_k = 1: experts have no partners"):
-        route_profile(compose("profile", [*overrides(outputs), f"run={tmp_path / 'run'}"]))
+        route_profile(compose("profile", [*overrides(outputs), f"trace.run={tmp_path / 'run'}"]))
 
 
 @pytest.fixture

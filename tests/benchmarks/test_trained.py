@@ -19,7 +19,7 @@ def training(*overrides: str, outputs: Path) -> DictConfig:
 
 
 def analysis(folder: Path | str, outputs: Path) -> DictConfig:
-    return compose("evaluate", [*OF_RUN, f"run={folder}", f"outputs={outputs}"])
+    return compose("evaluate", [*OF_RUN, f"trace.run={folder}", f"outputs={outputs}"])
 
 
 def test_a_run_is_read_by_its_folder_alone(keep_run, tmp_path: Path):
@@ -36,7 +36,7 @@ def test_a_run_is_read_by_its_folder_alone(keep_run, tmp_path: Path):
 
 @pytest.mark.parametrize("folder", ["/nowhere", "null"])
 def test_a_missing_run_says_how_to_train_it(folder: str, tmp_path: Path):
-    said = r"no finished run .* run `python -m benchmarks.train setting=micro8 seed=0 scale=smoke`, or .* run=FOLDER"
+    said = r"no finished run .* run `python -m benchmarks.train setting=micro8 seed=0 scale=smoke`; .* trace.run=FOLDER"
     with pytest.raises(ValueError, match=said):
         run_folder(analysis(folder, tmp_path))
 
