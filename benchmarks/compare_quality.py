@@ -16,7 +16,16 @@ import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from benchmarks.arms import PLAIN, arm_config, arm_folder, read_quality, seeds_of, short_name, with_arms
+from benchmarks.arms import (
+    PLAIN,
+    arm_config,
+    arm_folder,
+    read_data_fingerprint,
+    read_quality,
+    seeds_of,
+    short_name,
+    with_arms,
+)
 from benchmarks.cell import Measurement, plain_choices, run_cell, user_errors
 from benchmarks.paired import paired_bootstrap
 from benchmarks.record import Record
@@ -36,7 +45,7 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     rows = Rows(config, method=short_name(router))
     if config.arm.num_items:
         add_bootstrap(rows, config, folders[router], folders[PLAIN])
-    return Measurement(records + rows.records, data_fingerprint=folders[PLAIN][0][0].name)
+    return Measurement(records + rows.records, data_fingerprint=read_data_fingerprint(folders[PLAIN][0][0]))
 
 
 def arm_folders(config: DictConfig, choices: Mapping[str, str], router: str) -> list[list[Path]]:
