@@ -7,16 +7,19 @@ from pathlib import Path
 
 import numpy as np
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from benchmarks.cell import cell_folder, compose, fingerprint
+from benchmarks.cell import cell_folder, compose, compose_with_choices, fingerprint
 from benchmarks.record import Record, read_records
+from benchmarks.recorded import training_config
 from placement.topology import Placement, Topology
 from traces.atomic import write_atomically
 from traces.routing import RoutingTrace
 from traces.store import read_routings
 
 PLAIN = "topk"
+# the groups whose files name an arm
+HOUSED = ("router", "placement", "topology")
 # what a router can be given, by the key that its YAML has
 PROFILE, DEVICES, NODES = "collaboration", "device_of_expert", "node_of_expert"
 
@@ -43,7 +46,14 @@ def arm_config(config: DictConfig, choices: Mapping[str, str], router: str, seed
     made = made.copy()
     made.outputs, made.seed, made.continuation = config.outputs, seed, continuation
     made.steps, made.tasks.num_items = config.arm.steps, config.arm.num_items
-    return made
+    return with_parent(made)
+
+
+def with_parent(arm: DictConfig) -> DictConfig:
+    """Make the parent part of an arm's identity: it is trained again when its parent changes."""
+    with open_dict(arm):
+        arm.parent_run = fingerprint(training_config(arm.setting, arm.seed, arm.scale, arm.outputs))
+    return arm
 
 
 def arm_overrides(arm: DictConfig, router: str, choices: Mapping[str, str]) -> list[str]:
@@ -85,14 +95,17 @@ def seeds_of(config: DictConfig) -> list[int]:
 
 
 def with_arms(config: DictConfig, choices: Mapping[str, str]) -> DictConfig:
-    """Make the arms part of the cell's identity: a cell is measured again when one of them changes."""
+    """Make the arms part of the cell's identity: a cell is measured again when one of them changes.
+
+    Arms are trained with what a file of conf/router, conf/placement and conf/topology says.
+    """
     with open_dict(config):
         config.router_name = choices["router"]
         config.arm_runs = [fingerprint(arm) for _, arm in needed_arms(config, choices)]
     return config
 
 
-def arm_folder(arm: DictConfig, router: str) -> Path:
+def arm_folder(arm: DictConfig, router: str, choices: Mapping[str, str]) -> Path:
     """Where an arm is kept.
 
     Raises:
@@ -101,11 +114,26 @@ def arm_folder(arm: DictConfig, router: str) -> Path:
     folder = cell_folder(arm, *arm_labels(arm, router))
     if not (folder / "cell.json").exists():
         raise ValueError(
-            f"{folder}: this arm is not trained yet; run `python -m benchmarks.train_router setting={arm.setting} "
-            f"seed={arm.seed} scale={arm.scale} router={router} start={arm.start} steps={arm.steps} "
-            f"continuation={arm.continuation}`"
+            f"{folder}: this arm is not trained yet; run `python -m benchmarks.train_router "
+            f"{' '.join(arm_overrides(arm, router, choices))}`"
         )
     return folder
+
+
+def refuse_overrides(config: DictConfig, choices: Mapping[str, str]) -> None:
+    """Refuse keys of an analysis' router, placement or topology that differ from their files: no arm has them.
+
+    Raises:
+        ValueError: names the group and what to do.
+    """
+    as_filed, _ = compose_with_choices(config.entry, [f"{group}={choices[group]}" for group in HOUSED])
+    for group in HOUSED:
+        found, filed = (OmegaConf.to_container(one[group], resolve=False) for one in (config, as_filed))
+        if found != filed:
+            raise ValueError(
+                f"{group}.* cannot be changed here: arms are named by files, so add conf/{group}/NAME.yaml with "
+                f"{found} and take {group}=NAME"
+            )
 
 
 def arm_labels(arm: DictConfig, router: str) -> list[str]:
@@ -129,7 +157,7 @@ def read_data_fingerprint(folder: Path) -> str:
 
 
 def read_arm_routing(folder: Path, which: str, num_devices: int) -> RoutingTrace:
-    """An arm's routing of "held_out" or "profile" text, its sequences dealt to so many devices.
+    """An arm's routing of "held_out" or "profile" text, dealt to so many devices in runs of equal length.
 
     Raises:
         ValueError: the tokens of a batch cannot be dealt evenly.

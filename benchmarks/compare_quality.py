@@ -22,12 +22,13 @@ from benchmarks.arms import (
     arm_folder,
     read_data_fingerprint,
     read_quality,
+    refuse_overrides,
     seeds_of,
     short_name,
     with_arms,
 )
 from benchmarks.cell import Measurement, plain_choices, run_cell, user_errors
-from benchmarks.paired import paired_bootstrap
+from benchmarks.paired import correctness, paired_bootstrap, read_scores
 from benchmarks.record import Record
 from benchmarks.rows import Rows
 
@@ -51,7 +52,7 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
 def arm_folders(config: DictConfig, choices: Mapping[str, str], router: str) -> list[list[Path]]:
     """An arm's folders by parent and continuation."""
     return [
-        [arm_folder(arm_config(config, choices, router, seed, c), router) for c in config.arm.continuations]
+        [arm_folder(arm_config(config, choices, router, seed, c), router, choices) for c in config.arm.continuations]
         for seed in seeds_of(config)
     ]
 
@@ -82,22 +83,26 @@ def add_bootstrap(rows: Rows, config: DictConfig, mine: list[list[Path]], plain:
 
 
 def _quality(folder: Path) -> dict[str, float]:
+    """An arm's quality by metric.
+
+    Raises:
+        ValueError: its router sees later tokens.
+    """
+    if any(row.metric == "causal" and not row.value for row in read_quality(folder)):
+        raise ValueError(f"{folder.name}: its router looks at later tokens, so its losses are no measure of quality")
     return {row.metric: row.value for row in read_quality(folder) if row.metric.startswith(QUALITY)}
 
 
 def _items(folders: list[list[Path]]) -> dict[str, np.ndarray]:
-    """Correctness by task (P, C, N)."""
-    archives = [[dict(np.load(one / "items.npz", allow_pickle=False)) for one in parent] for parent in folders]
-    return {
-        task: np.stack([np.stack([archive[task] for archive in parent]) for parent in archives])
-        for task in archives[0][0]
-    }
+    """Correctness by task (P, C, N); ValueError where arms were given other items."""
+    return correctness([[read_scores(folder / "items.npz") for folder in parent] for parent in folders])
 
 
 @hydra.main(config_path="../conf", config_name="compare_quality", version_base="1.3")
 def main(config: DictConfig) -> None:
     with user_errors():
         choices = plain_choices(HydraConfig.get().runtime.choices)
+        refuse_overrides(config, choices)
         labels = [config.setting, short_name(choices["router"]), f"{config.arm.steps}steps"]
         run_cell(with_arms(config, choices), labels, measure)
 

@@ -17,7 +17,7 @@ from benchmarks.held_out import bits_per_byte
 from benchmarks.paired import TaskScore
 from benchmarks.rows import Rows
 from benchmarks.tasks.suite import ITEMS, TASKS, write_tasks
-from benchmarks.trained import read_module, run_config, run_folder, with_trained
+from benchmarks.trained import on_one_device, read_module, run_config, run_folder, with_trained
 from models.data import TextDataModule
 from models.language_model import LanguageModel
 
@@ -56,8 +56,9 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     run = run_folder(config)
     module, data = read_module(run_config(run, config.outputs), run)
     rows = Rows(config)
-    add_tasks(rows, evaluate_tasks(module, data, data.cache, config.num_items))
-    add_bits(rows, bits_per_byte(module, data))
+    with on_one_device(run_config(run, config.outputs), module):
+        add_tasks(rows, evaluate_tasks(module, data, data.cache, config.num_items))
+        add_bits(rows, bits_per_byte(module, data))
     return Measurement(rows.records, data_fingerprint=data.fingerprint)
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy import stats
 
-POWER_FACTOR = 2.8
-"""1.96 + 0.84: standard errors of a difference that a two-sided 5 % test finds in 80 % of all repetitions."""
+from traces.atomic import write_atomically
 
 Correctness = Mapping[str, Bool[np.ndarray, "P C _"]]
 """Task -> (P, C, N) which items were answered right, by parent checkpoint, continuation of it, and item."""
@@ -38,10 +40,9 @@ class PairedDifference:
 
     Attributes:
         mean: over tasks, parents, continuations and items.
-        low, high: 95 % interval, the bootstrap's percentiles.
-        standard_error: the bootstrap's standard deviation.
-        detectable: 2.8 standard errors, the smallest true difference that this design finds with 80 % power at a
-            two-sided 5 %.
+        low, high: 95 % t interval with P - 1 degrees of freedom: parents are few, and what is independent.
+        standard_error: the bootstrap's standard deviation, widened by sqrt(P / (P - 1)), which parents lose in it.
+        detectable: smallest true difference that this design finds with 80 % power at a two-sided 5 %.
     """
 
     mean: float
@@ -49,6 +50,26 @@ class PairedDifference:
     high: float
     standard_error: float
     detectable: float
+
+
+def write_scores(path: Path, scores: Mapping[str, TaskScore]) -> None:
+    """Keep every item's correctness, whole or not at all."""
+    fields: dict[str, Any] = {
+        f"{task}/{name}": value for task, one in scores.items() for name, value in vars(one).items()
+    }
+    write_atomically(path, lambda file: np.savez_compressed(file, **fields))
+
+
+def read_scores(path: Path) -> dict[str, TaskScore]:
+    """What `write_scores` kept."""
+    with np.load(path, allow_pickle=False) as archive:
+        tasks = dict.fromkeys(name.rsplit("/", 1)[0] for name in archive)
+        return {
+            task: TaskScore(
+                archive[f"{task}/correct"], float(archive[f"{task}/chance"]), str(archive[f"{task}/fingerprint"])
+            )
+            for task in tasks
+        }
 
 
 def correctness(scores: Sequence[Sequence[Mapping[str, TaskScore]]]) -> dict[str, Bool[np.ndarray, "P C _"]]:
@@ -71,8 +92,8 @@ def paired_bootstrap(first: Correctness, second: Correctness, *, seed: int, resa
 
     Each resample draws parents, then continuations of each drawn parent, then each task's items, all with replacement;
     both arms are looked up in the same draw. Items are common to all parents and continuations, so a draw of items
-    holds for all of them. With few parents the interval is too narrow: their share of the variance comes out
-    (P - 1) / P of its size, and one parent, or one continuation each, says nothing of how others would differ.
+    holds for all of them. One parent, or one continuation each, says nothing of how others would differ: the interval
+    of one parent is the normal one over what else was drawn.
 
     Args:
         first, second: task -> (P, C, N) correctness of the same tasks, parents, continuations and items.
@@ -95,9 +116,11 @@ def paired_bootstrap(first: Correctness, second: Correctness, *, seed: int, resa
         num_items = difference.shape[2]
         items_RN = rng.multinomial(num_items, np.full(num_items, 1 / num_items), size=resamples) / num_items
         values += ((runs_RPC @ difference.reshape(-1, num_items)) * items_RN).sum(1) / len(first)
-    low, high = np.quantile(values, [0.025, 0.975])
-    error = float(values.std())
-    return PairedDifference(float(np.mean(means)), float(low), float(high), error, POWER_FACTOR * error)
+    error = float(values.std()) * np.sqrt(num_parents / max(num_parents - 1, 1))
+    spread = stats.t(num_parents - 1) if num_parents > 1 else stats.norm
+    two_sided, power = spread.ppf(0.975), spread.ppf(0.8)
+    mean, half = float(np.mean(means)), float(two_sided * error)
+    return PairedDifference(mean, mean - half, mean + half, float(error), float((two_sided + power) * error))
 
 
 def _draw_runs(

@@ -3,17 +3,17 @@
 python -m benchmarks.profile trace.setting=nano16 trace.seed=0 trace.scale=cpu
 python -m benchmarks.profile trace.run=outputs/cpu/train_router/ARM
 
-Routes held-out text through the weights of a finished training run, as C2R does before it limits a router (Zhang et
+Routes text through the weights of a finished training run, as C2R does before it limits a router (Zhang et
 al., 2025, arXiv 2504.01337). The folder keeps, beside the records:
 
-    profile.npz     collaboration (L, E, E), loads (L, E), transitions (L - 1, E, E); router.collaboration=PATH takes it
+    profile.npz     collaboration (L, E, E), which router.collaboration=PATH takes; partners (L, E, E - 1), of which the
+                    first T are the Top-T lists; degree (L, E); loads (L, E); transitions (L - 1, E, E)
 """
 
 from pathlib import Path
 from typing import Any
 
 import hydra
-import lightning as L
 import numpy as np
 import torch
 from omegaconf import DictConfig
@@ -24,11 +24,17 @@ from benchmarks.cell import Measurement, run_cell, user_errors
 from benchmarks.curves import Curves
 from benchmarks.rows import Rows, mean_where
 from benchmarks.train import build_source
-from benchmarks.trained import read_module, run_config, run_folder, with_trained
+from benchmarks.trained import on_one_device, read_module, run_config, run_folder, with_trained
 from models.profiling import routing_trace
 from placement.balance import balance
 from traces.atomic import write_atomically
-from traces.collaboration import collaboration_degree, independent_collaboration, list_coverage, transitions
+from traces.collaboration import (
+    collaboration_degree,
+    independent_collaboration,
+    list_coverage,
+    ranked_partners,
+    transitions,
+)
 from traces.routing import RoutingTrace
 
 
@@ -36,7 +42,13 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     """Profile one run's model; the figures show the matrices of seed 0."""
     trace, ground = route_profile(config)
     collaboration, loads = trace.collaboration(), trace.loads().sum(0)
-    profile = {"collaboration": collaboration, "loads": loads, "transitions": transitions(trace)}
+    profile = {
+        "collaboration": collaboration,
+        "partners": ranked_partners(collaboration),
+        "degree": collaboration_degree(collaboration),
+        "loads": loads,
+        "transitions": transitions(trace),
+    }
     write_atomically(folder / "profile.npz", lambda file: np.savez_compressed(file, **profile))
     rows, curves = Rows(config, ground=ground), Curves(config)
     add_degrees(rows, curves, collaboration, loads, config.profile.threshold)
@@ -63,10 +75,8 @@ def route_profile(config: DictConfig) -> tuple[RoutingTrace, str]:
     chosen = config.profile
     batches = (batch["tokens"][:, :-1] for batch in data.sampled_batches(chosen.text, chosen.batches, chosen.seed))
     source = build_source(training, data, training.data.sequences_per_batch)
-    trainer = training.trainer
-    fabric = L.Fabric(accelerator=trainer.accelerator, devices=1, precision=trainer.precision)
-    with fabric.autocast():
-        return routing_trace(module.to(fabric.device), batches, source), fabric.device.type
+    with on_one_device(training, module):
+        return routing_trace(module, batches, source), module.device.type
 
 
 def add_degrees(rows: Rows, curves: Curves, collaboration: np.ndarray, loads: np.ndarray, threshold: float) -> None:

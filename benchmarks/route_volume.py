@@ -24,11 +24,11 @@ from benchmarks.arms import (
     read_arm_routing,
     read_placement,
     read_quality,
+    refuse_overrides,
     short_name,
     with_arms,
 )
 from benchmarks.cell import Measurement, plain_choices, run_cell, user_errors
-from benchmarks.recorded import training_config
 from benchmarks.rows import Rows
 from placement.balance import device_load, max_over_mean
 from placement.contiguous import contiguous
@@ -36,6 +36,8 @@ from placement.topology import Placement, Topology
 from placement.volume import (
     ACCOUNTINGS,
     Accounting,
+    CommVolume,
+    combine_volume,
     dispatch_volume,
     distinct_devices,
     per_device,
@@ -55,12 +57,13 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     routings, placements, folders = {}, {}, {}
     for router in dict.fromkeys((PLAIN, choices["router"])):
         arm = arm_config(config, choices, router, config.seed, config.arm.continuations[0])
-        folders[router] = arm_folder(arm, router)
+        folders[router] = arm_folder(arm, router, choices)
         routings[router] = read_arm_routing(folders[router], "held_out", topology.num_devices)
         placements[router] = placed(config, arm, folders[router], topology)
     router = choices["router"]
     rows = Rows(config, method=f"{short_name(router)}/{choices['placement']}", ground="trace")
-    add_volume(rows, config, routings[router], placements[router], topology)
+    row_bytes = int(arm.model.dim) * config.bytes_per_value
+    add_volume(rows, routings[router], placements[router], topology, row_bytes)
     add_balance(rows, routings[router], placements[router])
     add_quality(rows, folders[router], folders[PLAIN])
     add_credit(rows, routings, placements, router, topology)
@@ -74,41 +77,53 @@ def placed(config: DictConfig, arm: DictConfig, folder: Path, topology: Topology
     return place(config, read_arm_routing(folder, "profile", topology.num_devices))
 
 
-def add_volume(rows: Rows, config: DictConfig, routing: RoutingTrace, placement: Placement, topology: Topology) -> None:
+def add_volume(rows: Rows, routing: RoutingTrace, placement: Placement, topology: Topology, row_bytes: int) -> None:
     """Copies and bytes a token in each accounting: mean, and the busiest device's and node's."""
     rows.by_layer("distinct_devices", distinct_devices(routing, placement).mean(0))
     for accounting in ACCOUNTINGS:
         name = accounting.__name__
         rows.add(f"copies/{name}", float(remote_copies(routing, placement, topology, accounting).mean()))
-        for metric, value in volume(config, routing, placement, topology, accounting).items():
+        for metric, value in volume(routing, placement, topology, row_bytes, accounting).items():
             rows.add(f"{metric}/{name}", value)
 
 
 def volume(
-    config: DictConfig, routing: RoutingTrace, placement: Placement, topology: Topology, accounting: Accounting
+    routing: RoutingTrace, placement: Placement, topology: Topology, row_bytes: int, accounting: Accounting
 ) -> dict[str, float]:
-    """Bytes a token and layer of dispatch and combine, and the busiest device's and node's share of them.
+    """Bytes a token and layer of dispatch and combine, and what the busiest device and node exchange.
 
-    The busiest figures are bytes that one device (node) sends or receives, whichever is more, over the tokens that one
-    device (node) holds: taken in each batch, as every batch waits for its own busiest device, then averaged.
+    Dispatch and combine are exchanged one after the other, and each waits for the device (node) that sends or receives
+    most in it: the busiest figures are that of dispatch plus that of combine, over the tokens that one device (node)
+    holds. They are taken batch by batch and averaged, as every batch waits for its own; "overall" is of all batches as
+    if they were one. Egress and ingress are those of dispatch; combine has them the other way round.
     """
-    dim = arm_dim(config)
-    sent = dispatch_volume(routing, placement, topology, dim * config.bytes_per_value, accounting)
-    both = sent + sent.reverse
+    sent, returned = (f(routing, placement, topology, row_bytes, accounting) for f in (dispatch_volume, combine_volume))
     num_tokens = len(routing.source_device)
-    found = {"bytes": (both.intra_node + both.inter_node) / num_tokens}
-    device_tokens = num_tokens / topology.num_devices
-    found["busiest_device_bytes"] = np.maximum(both.busiest_device_egress, both.busiest_device_ingress) / device_tokens
+    device_tokens, node_tokens = num_tokens / topology.num_devices, num_tokens / topology.nodes
+    num_batches = len(routing.step)
+    found = {
+        "bytes": ((sent + returned).intra_node + (sent + returned).inter_node) / num_tokens,
+        "busiest_device_bytes": (busiest_device(sent) + busiest_device(returned)) / device_tokens,
+        "busiest_device_egress": sent.busiest_device_egress / device_tokens,
+        "busiest_device_ingress": sent.busiest_device_ingress / device_tokens,
+        "busiest_device_bytes_overall": (busiest_device(sent.sum(0)) + busiest_device(returned.sum(0)))
+        / device_tokens
+        / num_batches,
+    }
     if topology.nodes > 1:
-        node_tokens = num_tokens / topology.nodes
-        found["inter_node_bytes"] = both.inter_node / num_tokens
-        found["busiest_node_bytes"] = np.maximum(both.busiest_node_egress, both.busiest_node_ingress) / node_tokens
-    return {name: float(values_SL.mean()) for name, values_SL in found.items()}
+        found["inter_node_bytes"] = (sent + returned).inter_node / num_tokens
+        found["busiest_node_bytes"] = (busiest_node(sent) + busiest_node(returned)) / node_tokens
+    return {name: float(values.mean()) for name, values in found.items()}
 
 
-def arm_dim(config: DictConfig) -> int:
-    """Model width D: a row is D values."""
-    return int(training_config(config.setting, config.seed, config.scale, config.outputs).model.dim)
+def busiest_device(sent: CommVolume) -> np.ndarray:
+    """Bytes that the busiest device sends or receives in one exchange, whichever is more."""
+    return np.maximum(sent.busiest_device_egress, sent.busiest_device_ingress)
+
+
+def busiest_node(sent: CommVolume) -> np.ndarray:
+    """The same of nodes, between nodes."""
+    return np.maximum(sent.busiest_node_egress, sent.busiest_node_ingress)
 
 
 def add_balance(rows: Rows, routing: RoutingTrace, placement: Placement) -> None:
@@ -164,6 +179,7 @@ def add_credit(
 def main(config: DictConfig) -> None:
     with user_errors():
         choices = plain_choices(HydraConfig.get().runtime.choices)
+        refuse_overrides(config, choices)
         labels = [config.setting, f"seed{config.seed}", short_name(choices["router"]), choices["placement"]]
         run_cell(with_arms(config, choices), labels, measure)
 

@@ -123,10 +123,22 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     )
     check_memory(module, trainer.strategy.root_device)
     trainer.fit(module, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
-    if not any(key.startswith("held_out/") for key in trainer.callback_metrics):
-        # resumed from the last step's checkpoint: there was nothing left to fit, so nothing was validated
-        trainer.validate(module, data, verbose=False)
+    keep_last(trainer, folder)
+    validate_once(trainer, module, data)
     return Measurement(training_records(config, trainer, data), data_fingerprint=data.fingerprint)
+
+
+def keep_last(trainer: L.Trainer, folder: Path) -> None:
+    """Save the last step's checkpoint where the steps are no multiple of those between checkpoints."""
+    path = folder / "checkpoints" / f"step={trainer.global_step}.ckpt"
+    if not path.exists():
+        trainer.save_checkpoint(path)
+
+
+def validate_once(trainer: L.Trainer, module: LanguageModel, data: TextDataModule) -> None:
+    """Validate a run that was resumed from its last step: there was nothing left to fit, so nothing was validated."""
+    if not any(key.startswith("held_out/") for key in trainer.callback_metrics):
+        trainer.validate(module, data, verbose=False)
 
 
 def prepare_process(seed: int) -> None:

@@ -20,26 +20,43 @@ from typing import Any
 
 import hydra
 import lightning as L
-import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from omegaconf import DictConfig
 from torch import Tensor
 
-from benchmarks.arms import DEVICES, NODES, PROFILE, arm_labels, is_told, place, short_name, write_placement
-from benchmarks.cell import Measurement, run_cell, user_errors
+from benchmarks.arms import (
+    DEVICES,
+    NODES,
+    PROFILE,
+    arm_labels,
+    is_told,
+    place,
+    short_name,
+    with_parent,
+    write_placement,
+)
+from benchmarks.cell import Measurement, is_first_process, run_cell, user_errors
 from benchmarks.evaluate import add_bits, add_tasks, evaluate_tasks
 from benchmarks.held_out import bits_per_byte
+from benchmarks.paired import write_scores
 from benchmarks.rows import Rows
-from benchmarks.train import build_data, build_module, build_source, newest_checkpoint, prepare_process
-from benchmarks.trained import read_parent, write_given
+from benchmarks.train import (
+    build_data,
+    build_module,
+    build_source,
+    keep_last,
+    newest_checkpoint,
+    prepare_process,
+    validate_once,
+)
+from benchmarks.trained import on_one_device, read_parent, write_given
 from models.callbacks.balance import BalanceMonitor
 from models.data import TextDataModule
 from models.language_model import LanguageModel
 from models.profiling import routing_trace
 from placement.topology import Topology
-from traces.atomic import write_atomically
 from traces.routing import RoutingTrace
 from traces.store import TraceWriter
 
@@ -61,14 +78,23 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
         default_root_dir=folder,
     )
     trainer.fit(module, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
-    trainer.validate(module, data, verbose=False)
+    keep_last(trainer, folder)
+    validate_once(trainer, module, data)
     rows = Rows(config, method=router_name(), ground=trainer.strategy.root_device.type)
     for key, value in sorted(trainer.callback_metrics.items()):
         if key.startswith("held_out/"):
             rows.add(key, float(value), horizon=config.steps)
-    add_quality(rows, config, module, data, folder)
-    keep_routings(config, module, data, folder)
+    if is_first_process():
+        # text by itself: the trained one's is dealt to the ranks
+        observe(rows, config, module, build_data(config, order=text_order(config)), folder)
     return Measurement(rows.records, data_fingerprint=data.fingerprint)
+
+
+def observe(rows: Rows, config: DictConfig, module: LanguageModel, data: TextDataModule, folder: Path) -> None:
+    """Quality and routings of the trained model, on one device at the precision it was trained with."""
+    with on_one_device(config, module):
+        add_quality(rows, config, module, data, folder)
+        keep_routings(config, module, data, folder)
 
 
 def text_order(config: DictConfig) -> int:
@@ -90,13 +116,16 @@ def build_arm(config: DictConfig, data: TextDataModule, folder: Path) -> Languag
     parent, parent_data = read_parent(config)
     given = {}
     if PROFILE in config.router or is_told(config.router):
-        profile = profile_of(config, parent, parent_data)
+        with on_one_device(config, parent):
+            profile = profile_of(config, parent, parent_data)
         placement = place(config, profile)
-        write_placement(folder, placement)
+        if is_told(config.router):
+            write_placement(folder, placement)
         device_LE = placement.device_of_expert
         node_LE = instantiate(config.topology).node_of_device[device_LE]
         known = {PROFILE: profile.collaboration(), DEVICES: device_LE, NODES: node_LE}
-        given = {name: value for name, value in known.items() if name in config.router}
+        # what a user set stays as it was set
+        given = {name: value for name, value in known.items() if name in config.router and config.router[name] is None}
         write_given(folder, given)
     module = build_module(with_scaled_rates(config), data, **given)
     module.configure_model()
@@ -151,8 +180,7 @@ def add_quality(rows: Rows, config: DictConfig, module: LanguageModel, data: Tex
         return
     scores = evaluate_tasks(module, data, Path(config.outputs) / "cache", config.tasks.num_items)
     add_tasks(rows, scores, **columns)
-    correct: dict[str, Any] = {task: score.correct for task, score in scores.items()}
-    write_atomically(folder / "items.npz", lambda file: np.savez_compressed(file, **correct))
+    write_scores(folder / "items.npz", scores)
 
 
 def keep_routings(config: DictConfig, module: LanguageModel, data: TextDataModule, folder: Path) -> None:
@@ -189,6 +217,10 @@ def write_routing(folder: Path, trace: RoutingTrace) -> None:
 @hydra.main(config_path="../conf", config_name="train_router", version_base="1.3")
 def main(config: DictConfig) -> None:
     with user_errors():
+        if config.tasks.num_items:
+            # an extra: what is missing is told before the training, not after it
+            import benchmarks.harness  # noqa: F401
+        config = with_parent(config)
         run_cell(config, arm_labels(config, router_name()), measure)
 
 

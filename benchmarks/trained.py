@@ -1,8 +1,11 @@
 """A trained model, by the folder of its run: a training run or an arm of a comparison of routers."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -78,6 +81,16 @@ def read_module(training: DictConfig, folder: Path) -> tuple[LanguageModel, Text
     module.on_load_checkpoint(saved)
     module.load_state_dict(saved["state_dict"])
     return module, data
+
+
+@contextmanager
+def on_one_device(config: DictConfig, module: LanguageModel) -> Iterator[None]:
+    """The module on one device of the configured accelerator, computing at the configured precision."""
+    trainer = config.trainer
+    fabric = L.Fabric(accelerator=trainer.accelerator, devices=1, precision=trainer.precision)
+    module.to(fabric.device)
+    with fabric.autocast():
+        yield
 
 
 def write_given(folder: Path, given: dict[str, np.ndarray]) -> None:

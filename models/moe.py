@@ -37,8 +37,8 @@ class MoELayer(nn.Module):
         router: made by a factory with (dim, num_experts, layer).
         experts: local compute.
         dispatcher: moves rows to experts and back.
-        capacity_factor: None = dropless; else choices beyond the expert capacity are dropped. A router's own factor
-            comes first.
+        capacity_factor: None = dropless; else choices beyond the expert capacity are dropped in training. A router's
+            own factor comes first.
 
     Raises:
         ValueError: a capacity factor that is not positive.
@@ -74,7 +74,8 @@ class MoELayer(nn.Module):
     def _limited(self, routing: Routing) -> Routing:
         # a method with a capacity of its own, such as Switch, keeps it in every model
         factor = self.router.capacity_factor or self.capacity_factor
-        if factor is None:
+        # nothing is dropped at evaluation: what is dropped depends on the batch, on later tokens too
+        if factor is None or not self.training:
             return routing
         num_tokens, num_experts = routing.scores.shape
         limit = capacity(num_tokens, self.router.top_k, num_experts, factor)

@@ -73,8 +73,8 @@ class C2R(ListLimited):
         collaboration: Collaboration | str | Path | None = None,
         **gate: Any,
     ) -> None:
-        counts_EE = _counts_of_layer(_read(collaboration), num_experts, layer)
-        super().__init__(dim, num_experts, layer, lists=top_lists(counts_EE[None], top_t)[0], **gate)
+        counts_LEE = _checked(_read(collaboration), num_experts, layer)
+        super().__init__(dim, num_experts, layer, lists=top_lists(counts_LEE, top_t)[layer], **gate)
 
 
 def _read(collaboration: Collaboration | str | Path | None) -> Collaboration:
@@ -91,11 +91,11 @@ def _read(collaboration: Collaboration | str | Path | None) -> Collaboration:
         return profile["collaboration"]
 
 
-def _counts_of_layer(collaboration: Collaboration, num_experts: int, layer: int) -> Integer[np.ndarray, "E E"]:
+def _checked(collaboration: Collaboration, num_experts: int, layer: int) -> Collaboration:
     shape = collaboration.shape
     if len(shape) != 3 or shape[1:] != (num_experts, num_experts) or layer >= shape[0]:
         raise ValueError(
             f"the profile has shape {shape}, layer {layer} of this model needs "
             f"(more than {layer}, {num_experts}, {num_experts})"
         )
-    return collaboration[layer]
+    return collaboration

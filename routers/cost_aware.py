@@ -1,5 +1,5 @@
 """Cost-aware device selection (ours): a token takes the devices that are worth their price, then its K best experts
-there. Nothing else of top-k changes: no lists, no auxiliary loss."""
+there. Nothing else of top-k changes: no lists, no auxiliary loss of its own."""
 
 from typing import Any
 

@@ -28,10 +28,16 @@ def top_lists(collaboration: Integer[np.ndarray, "L E E"], top_t: int) -> Int[np
     if not 1 <= top_t < num_experts:
         raise ValueError(f"top_t is {top_t}; with {num_experts} experts it must lie in 1..{num_experts - 1}")
     _check_active(collaboration)
+    return ranked_partners(collaboration)[..., :top_t]
+
+
+def ranked_partners(collaboration: Integer[np.ndarray, "L E E"]) -> Int[np.ndarray, "L E P"]:
+    """All P = E - 1 partners of each expert in the order of `top_lists`, also of one that was never active."""
+    num_experts = collaboration.shape[-1]
     partners_LEE = _without_self(collaboration).astype(np.int64)
-    # -1 puts an expert behind every partner that it never met
+    # -1 puts the expert itself behind every partner, even those that it never met
     partners_LEE[:, range(num_experts), range(num_experts)] = -1
-    return np.argsort(-partners_LEE, axis=-1, kind="stable")[..., :top_t]
+    return np.argsort(-partners_LEE, axis=-1, kind="stable")[..., :-1]
 
 
 def list_coverage(collaboration: Real[np.ndarray, "L E E"]) -> Float[np.ndarray, "L T"]:

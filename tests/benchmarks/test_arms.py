@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import arms
 from benchmarks.arms import (
     arm_config,
     arm_folder,
@@ -14,8 +15,10 @@ from benchmarks.arms import (
     place,
     read_arm_routing,
     read_placement,
+    refuse_overrides,
     short_name,
     with_arms,
+    with_parent,
     write_placement,
 )
 from benchmarks.cell import compose_with_choices, fingerprint
@@ -69,12 +72,29 @@ def test_a_cell_is_measured_again_when_an_arm_changes():
     assert fingerprint(one) != fingerprint(other)
 
 
-def test_an_untrained_arm_says_how_to_train_it(tmp_path: Path):
-    made = arm("topk", f"outputs={tmp_path}")
-    with pytest.raises(
-        ValueError, match=r"not trained yet; run `python -m benchmarks.train_router setting=micro8 seed=1"
-    ):
-        arm_folder(made, "topk")
+def test_an_untrained_arm_says_how_to_train_just_that(tmp_path: Path):
+    config, choices = analysis(f"outputs={tmp_path}", "placement=lpt", "arm.num_items=7", "router=cost_aware")
+    made = arm_config(config, choices, "cost_aware", 1, 0)
+    with pytest.raises(ValueError, match=r"not trained yet; run `python -m benchmarks.train_router ") as caught:
+        arm_folder(made, "cost_aware", choices)
+    command = str(caught.value).split("`")[1].split()[3:]
+    # what that command composes is the arm that was missing
+    told = with_parent(compose_with_choices("train_router", [*command, f"outputs={tmp_path}"])[0])
+    assert fingerprint(told) == fingerprint(made)
+
+
+def test_an_arm_is_another_one_when_its_parent_changes(monkeypatch):
+    before = fingerprint(arm("topk"))
+    monkeypatch.setattr(arms, "training_config", lambda *run: compose_with_choices("train", ["trainer.max_steps=9"])[0])
+    assert fingerprint(arm("topk")) != before
+
+
+@pytest.mark.parametrize("change", ["router.top_t=5", "placement.load_weight=1.0", "topology.nodes=4"])
+def test_keys_that_no_arm_has_are_refused(change: str):
+    chosen = ["router=variant/c2r_t3", "placement=colocated_load", "topology=two_nodes_2"]
+    refuse_overrides(*analysis(*chosen))
+    with pytest.raises(ValueError, match=rf"{change.split('.')[0]}\.\* cannot be changed here"):
+        refuse_overrides(*analysis(*chosen, change))
 
 
 def test_a_continuation_starts_at_a_third_of_its_settings_rate():

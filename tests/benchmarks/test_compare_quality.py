@@ -7,6 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from benchmarks.compare_quality import add_bootstrap, parent_rows
+from benchmarks.paired import TaskScore, write_scores
 from benchmarks.record import Record, write_records
 from benchmarks.rows import Rows
 
@@ -33,7 +34,8 @@ def arm(folder: Path, loss: float, correct: list[int]) -> Path:
         folder / "records.csv",
         [Record("a", "smoke", "cpu", "s", 0, "r", metric, value, "c", floor=0.25) for metric, value in figures.items()],
     )
-    np.savez(folder / "items.npz", one=np.array(correct, bool), two=np.ones(4, bool))
+    tasks = {"one": np.array(correct, bool), "two": np.ones(4, bool)}
+    write_scores(folder / "items.npz", {task: TaskScore(items, 0.25, task) for task, items in tasks.items()})
     return folder
 
 
@@ -66,3 +68,11 @@ def test_the_bootstrap_is_mine_less_plain(config, tmp_path: Path):
         for name, value in {"mean": 0.5, "low": 0.5, "high": 0.5, "detectable": 0.0}.items()
     }
     assert {row.seed for row in rows.records} == {-1}
+
+
+def test_a_router_that_sees_later_tokens_is_refused(config, tmp_path: Path):
+    mine = arm(tmp_path / "m", 3.0, [1, 1, 1, 1])
+    rows = (tmp_path / "m" / "records.csv").read_text().replace("causal,1", "causal,0")
+    (tmp_path / "m" / "records.csv").write_text(rows)
+    with pytest.raises(ValueError, match="m: its router looks at later tokens"):
+        parent_rows(config, 0, "expert_choice", [mine], [arm(tmp_path / "p", 3.0, [0, 0, 0, 0])])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.paired import POWER_FACTOR, TaskScore, correctness, paired_bootstrap
+from benchmarks.paired import TaskScore, correctness, paired_bootstrap, read_scores, write_scores
 
 
 def arm(shape: tuple[int, int, int], share: float, seed: int = 0, tasks: int = 1) -> dict[str, np.ndarray]:
@@ -28,7 +28,7 @@ def test_items_alone_give_the_binomial_error(share: float) -> None:
     assert found.mean == pytest.approx(mean)
     assert found.standard_error == pytest.approx(np.sqrt(mean * (1 - mean) / 1000), rel=0.05)
     assert found.high - found.low == pytest.approx(2 * 1.96 * found.standard_error, rel=0.05)
-    assert found.detectable == pytest.approx(POWER_FACTOR * found.standard_error)
+    assert found.detectable == pytest.approx(2.80 * found.standard_error, rel=1e-3)
 
 
 def test_independent_tasks_average_out() -> None:
@@ -41,7 +41,8 @@ def test_more_runs_on_the_same_items_do_not_hide_the_items_error() -> None:
     items = np.random.default_rng(0).random(400) < 0.5
     second = {"task0": np.broadcast_to(items, (4, 3, 400))}
     found = paired_bootstrap(arm((4, 3, 400), 0.0), second, seed=0, resamples=8000)
-    assert found.standard_error == pytest.approx(np.sqrt(0.25 / 400), rel=0.05)
+    # widened as if parents had a share in it, which is safe
+    assert found.standard_error == pytest.approx(np.sqrt(4 / 3 * 0.25 / 400), rel=0.05)
 
 
 @pytest.mark.parametrize(("parents", "continuations"), [(8, 1), (8, 3)])
@@ -50,14 +51,18 @@ def test_parents_alone_give_their_error(parents: int, continuations: int) -> Non
     better = np.zeros((parents, continuations, 20), dtype=bool)
     better[: parents // 2] = True
     found = paired_bootstrap(arm(better.shape, 0.0), {"task0": better}, seed=0, resamples=8000)
-    assert found.standard_error == pytest.approx(np.sqrt(0.25 / parents), rel=0.05)
+    gains = better[:, 0, 0].astype(float)
+    assert found.standard_error == pytest.approx(gains.std(ddof=1) / np.sqrt(parents), rel=0.05)
+    # the t interval and the power of a t test over parents
+    assert found.high - found.mean == pytest.approx(2.365 * found.standard_error, rel=1e-3)
+    assert found.detectable == pytest.approx((2.365 + 0.896) * found.standard_error, rel=1e-3)
 
 
 def test_continuations_alone_give_their_error() -> None:
     better = np.zeros((5, 4, 20), dtype=bool)
     better[:, :2] = True
     found = paired_bootstrap(arm(better.shape, 0.0), {"task0": better}, seed=0, resamples=8000)
-    assert found.standard_error == pytest.approx(np.sqrt(0.25 / (5 * 4)), rel=0.05)
+    assert found.standard_error == pytest.approx(np.sqrt(5 / 4 * 0.25 / (5 * 4)), rel=0.05)
 
 
 @given(st.integers(0, 1000))
@@ -94,3 +99,12 @@ class TestCorrectness:
     def test_unequal_numbers_of_continuations_are_refused(self) -> None:
         with pytest.raises(ValueError, match=r"as many continuations, got \[2, 1\]"):
             correctness([[self.scores()] * 2, [self.scores()]])
+
+
+def test_scores_are_read_back_as_they_were(tmp_path) -> None:
+    scores = {"moelab_one": TaskScore(np.array([True, False]), 0.25, "abc")}
+    write_scores(tmp_path / "items.npz", scores)
+    (found,) = read_scores(tmp_path / "items.npz").items()
+    assert found[0] == "moelab_one"
+    assert found[1].correct.tolist() == [True, False]
+    assert (found[1].chance, found[1].fingerprint) == (0.25, "abc")

@@ -76,7 +76,7 @@ def test_text_depends_on_the_profile_seed_only(outputs):
     np.testing.assert_array_equal(first, routed())
     np.testing.assert_array_equal(first[:2], routed("profile.batches=2"))
     assert not np.array_equal(first, routed("profile.seed=1"))
-    assert not np.array_equal(first, routed("profile.text=train"))
+    assert not np.array_equal(first, routed("profile.text=held_out"))
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,9 @@ CONFIG = OmegaConf.create(
         "scale": "smoke",
         "setting": "micro8",
         "seed": 0,
-        "outputs": "outputs",
-        "bytes_per_value": 2,
     }
 )
-DIM = 16  # of micro8
+ROW_BYTES = 32
 E, T = 8, 16
 
 
@@ -55,7 +53,7 @@ def values(rows: Rows) -> dict[str, float]:
 
 def test_volume_counts_what_a_walk_over_tokens_counts(rows: Rows):
     trace = random_routing()
-    add_volume(rows, CONFIG, trace, placed(trace), TOPOLOGY)
+    add_volume(rows, trace, placed(trace), TOPOLOGY, ROW_BYTES)
     home = np.arange(E) // 2
     remote = {"per_expert": 0, "per_device": 0}
     for chosen_TK in trace.expert_indices[:, 0]:
@@ -66,17 +64,22 @@ def test_volume_counts_what_a_walk_over_tokens_counts(rows: Rows):
     found = values(rows)
     for accounting, count in remote.items():
         assert found[f"copies/{accounting}"] == pytest.approx(count / (3 * T))
-        # there and back, a row of DIM values of two bytes
-        assert found[f"bytes/{accounting}"] == pytest.approx(count / (3 * T) * 2 * DIM * 2)
+        # there and back
+        assert found[f"bytes/{accounting}"] == pytest.approx(count / (3 * T) * 2 * ROW_BYTES)
 
 
-def test_the_busiest_device_is_taken_batch_by_batch(rows: Rows):
+def test_the_busiest_device_is_taken_batch_by_batch_and_exchange_by_exchange(rows: Rows):
     # in the first batch all want device 0, in the second all want device 3: on average both are half as busy
-    chosen = np.stack([np.full((1, T, 1), 0), np.full((1, T, 1), E - 1)])
-    trace = routing(chosen)
-    add_volume(rows, CONFIG, trace, placed(trace), TOPOLOGY)
-    assert values(rows)["busiest_device_bytes/per_device"] == pytest.approx(12 * 2 * DIM / 4 + 0.0)
-    assert values(rows)["distinct_devices"] == 1.0
+    trace = routing(np.stack([np.full((1, T, 1), 0), np.full((1, T, 1), E - 1)]))
+    add_volume(rows, trace, placed(trace), TOPOLOGY, ROW_BYTES)
+    found = values(rows)
+    # the hot device gets 12 rows in dispatch and sends 12 in combine; each device holds 4 tokens
+    assert found["busiest_device_bytes/per_device"] == pytest.approx(2 * 12 * ROW_BYTES / 4)
+    assert found["busiest_device_ingress/per_device"] == pytest.approx(12 * ROW_BYTES / 4)
+    assert found["busiest_device_egress/per_device"] == pytest.approx(4 * ROW_BYTES / 4)
+    # both hot devices together: 12 in, and 4 out in the other batch, of 8 tokens
+    assert found["busiest_device_bytes_overall/per_device"] == pytest.approx(2 * 12 * ROW_BYTES / 8)
+    assert found["distinct_devices"] == 1.0
 
 
 def test_balance_of_all_text_and_of_a_batch(rows: Rows):

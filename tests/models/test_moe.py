@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from models.moe import MoELayer
 from routers.base import Router
 from routers.capacity import capacity, drop_over_capacity
+from routers.switch import Switch
 from routers.uniform import Uniform
 
 T, D, E = 30, 8, 4
@@ -66,6 +67,15 @@ class TestCapacity:
     def test_enough_room_changes_nothing(self, make_layer):
         wide, free = make_layer(capacity_factor=float(E)), make_layer()
         assert torch.equal(run(wide, tokens())[0], run(free, tokens())[0])
+
+    def test_nothing_is_dropped_at_evaluation(self, make_layer):
+        limited, free = make_layer(capacity_factor=0.5).eval(), make_layer().eval()
+        assert torch.equal(run(limited, tokens())[0], run(free, tokens())[0])
+
+    def test_a_routers_own_factor_comes_first(self, make_layer):
+        own, models = make_layer(Switch, capacity_factor=float(E)), make_layer(Switch, capacity_factor=None)
+        assert own.router.capacity_factor == 1.25
+        assert torch.equal(run(own, tokens())[0], run(models, tokens())[0])
 
     def test_factor_that_is_not_positive_is_named(self, make_layer):
         with pytest.raises(ValueError, match=r"capacity factor must be positive, got -1\.0"):

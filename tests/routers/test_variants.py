@@ -36,4 +36,4 @@ def test_variant_composes_and_routes(composed, path):
 
 
 def test_there_are_variants():
-    assert {"c2r_t3", "cost_0.2", "drop_0.2", "device_limited_1"} <= {path.stem for path in VARIANTS}
+    assert {"c2r_t3", "cost_0.2", "drop_0.2", "device_limited_2"} <= {path.stem for path in VARIANTS}
