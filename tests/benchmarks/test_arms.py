@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 
 from benchmarks import arms
 from benchmarks.arms import (
@@ -22,7 +23,7 @@ from benchmarks.arms import (
     write_placement,
 )
 from benchmarks.cell import compose_with_choices, fingerprint
-from benchmarks.plan import plan
+from benchmarks.plan import cell_overrides, experiment_names, load_experiment, plan
 from benchmarks.train import build_data, build_module
 from benchmarks.train_router import adopt, text_order, with_scaled_rates, write_routing
 from placement.topology import Placement
@@ -169,3 +170,33 @@ def test_plan_trains_each_arm_once_and_after_its_parent():
     assert all("benchmarks.train_router" in stage.command for stage in found.levels[1])
     parents = {(part, stage.name) for stage in found.levels[0] for part in stage.command if part.startswith("seed=")}
     assert {part for part, _ in parents} >= {p for s in found.levels[1] for p in s.command if p.startswith("seed=")}
+
+
+def arms_of_experiments(scale: str) -> set[tuple[str, ...]]:
+    """What tells the routers of all experiments' arms apart, as overrides."""
+    found = set()
+    for name in experiment_names():
+        experiment = load_experiment(name)
+        if experiment["entry"] in ("route_volume", "compare_quality"):
+            for overrides in cell_overrides(experiment, scale):
+                chosen = dict(part.removeprefix("trace.").split("=", 1) for part in overrides)
+                found.add(tuple(f"{key}={chosen[key]}" for key in ("setting", "router", "topology") if key in chosen))
+    return found
+
+
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "full"])
+def test_every_arms_router_fits_its_model_and_its_devices(scale: str):
+    found = arms_of_experiments(scale)
+    assert len(found) > 10
+    for overrides in found:
+        config, _ = compose_with_choices("train_router", [*overrides, f"scale={scale}"])
+        num_experts, num_devices = config.model.num_experts, instantiate(config.topology).num_devices
+        device_of_expert = np.arange(num_experts)[None] * num_devices // num_experts
+        known = {
+            "collaboration": 1 - np.eye(num_experts, dtype=int)[None],
+            "device_of_expert": device_of_expert,
+            "node_of_expert": instantiate(config.topology).node_of_device[device_of_expert],
+        }
+        given = {name: value for name, value in known.items() if name in config.router}
+        router = instantiate(config.router, **given)(config.model.dim, num_experts, 0)
+        assert router.top_k == config.router.top_k, overrides

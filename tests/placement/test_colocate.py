@@ -86,6 +86,11 @@ def test_the_plan_is_never_below_the_optimum_and_nearly_always_at_it(clustered, 
     assert np.isclose(gaps, 0, atol=1e-9).sum() >= 9
 
 
+def test_the_plan_is_the_optimum_of_sixteen_experts(clustered):
+    trace = clustered(1, 16, 3, 4)
+    assert distinct_devices(trace, plan(trace, cluster(4))).item() == pytest.approx(optimum(trace, 4), abs=1e-9)
+
+
 def test_hidden_blocks_are_found(make_trace):
     rng = np.random.default_rng(0)
     block_of = rng.permutation(np.repeat(np.arange(4), 8))
