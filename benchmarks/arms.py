@@ -1,6 +1,5 @@
 """The arms that an analysis compares: which training with which router it reads, and from where."""
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -149,11 +148,6 @@ def short_name(router: str) -> str:
 def read_quality(folder: Path) -> list[Record]:
     """What an arm recorded of its quality."""
     return read_records(folder / "records.csv")
-
-
-def read_data_fingerprint(folder: Path) -> str:
-    """Of the text that an arm read."""
-    return str(json.loads((folder / "cell.json").read_text(encoding="utf-8"))["data_fingerprint"])
 
 
 def read_arm_routing(folder: Path, which: str, num_devices: int) -> RoutingTrace:

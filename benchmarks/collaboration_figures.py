@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from benchmarks.curves import Curve
+from benchmarks.curves import Curve, first_run
 from benchmarks.panels import Figure, Key, Line, Panel, Scale, line_panel, matrix_panel
 from benchmarks.record_figures import natural
 from benchmarks.svg import ordered_colour
@@ -24,11 +24,7 @@ def matrix_figure(curves: Sequence[Curve]) -> Figure | None:
     """Who works with whom, a panel a layer; of one run, because experts of different runs have no common order."""
     if not curves:
         return None
-    setting, seed = min((curve.setting, curve.seed) for curve in curves)
-    layers: dict[str, list[Curve]] = {}
-    for curve in curves:
-        if (curve.setting, curve.seed) == (setting, seed):
-            layers.setdefault(curve.panel, []).append(curve)
+    setting, seed, layers = first_run(curves)
     names = sorted(layers, key=natural)
     drawn = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, MOST_LAYERS_DRAWN).round().astype(int))]
     matrices = {name: in_blocks(_matrix(layers[name]), MOST_EXPERTS_DRAWN) for name in drawn}

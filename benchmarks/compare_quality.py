@@ -20,7 +20,6 @@ from benchmarks.arms import (
     PLAIN,
     arm_config,
     arm_folder,
-    read_data_fingerprint,
     read_quality,
     refuse_overrides,
     seeds_of,
@@ -29,7 +28,7 @@ from benchmarks.arms import (
 )
 from benchmarks.cell import Measurement, plain_choices, run_cell, user_errors
 from benchmarks.paired import correctness, paired_bootstrap, read_scores
-from benchmarks.record import Record
+from benchmarks.record import Record, read_cell
 from benchmarks.rows import Rows
 
 QUALITY = ("held_out/", "bits_per_byte/", "accuracy")
@@ -46,7 +45,7 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     rows = Rows(config, method=short_name(router))
     if config.arm.num_items:
         add_bootstrap(rows, config, folders[router], folders[PLAIN])
-    return Measurement(records + rows.records, data_fingerprint=read_data_fingerprint(folders[PLAIN][0][0]))
+    return Measurement(records + rows.records, data_fingerprint=read_cell(folders[PLAIN][0][0]).data_fingerprint)
 
 
 def arm_folders(config: DictConfig, choices: Mapping[str, str], router: str) -> list[list[Path]]:

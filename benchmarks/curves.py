@@ -1,5 +1,6 @@
 """Collects the series that a cell gives to the report's figures, thinned to what a figure can show."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,16 @@ class Curve:
     y: list[float | None]
     setting: str
     seed: int
+
+
+def first_run(curves: Sequence[Curve]) -> tuple[str, int, dict[str, list[Curve]]]:
+    """Setting and seed of the first run, and its curves by panel: experts of several runs have no common order."""
+    setting, seed = min((curve.setting, curve.seed) for curve in curves)
+    panels: dict[str, list[Curve]] = {}
+    for curve in curves:
+        if (curve.setting, curve.seed) == (setting, seed):
+            panels.setdefault(curve.panel, []).append(curve)
+    return setting, seed, panels
 
 
 class Curves:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.collaboration_figures import degree_figure, matrix_figure
-from benchmarks.curves import Curve
+from benchmarks.curves import Curve, first_run
 from benchmarks.panels import Figure, Key, Line, Panel, Scale, line_panel
 from benchmarks.quality_figures import quality_figures
 from benchmarks.record import Cell, Record
@@ -119,11 +119,7 @@ def _load_proportion(curves: list[Curve]) -> Figure | None:
     """A panel a layer, a line an expert; one run, because shares of different seeds have no common order."""
     if not curves:
         return None
-    setting, seed = min((curve.setting, curve.seed) for curve in curves)
-    layers: dict[str, list[Curve]] = {}
-    for curve in curves:
-        if (curve.setting, curve.seed) == (setting, seed):
-            layers.setdefault(curve.panel, []).append(curve)
+    setting, seed, layers = first_run(curves)
     num_lines = sum(min(len(experts), MOST_EXPERTS_DRAWN) for experts in layers.values())
     panels = [Panel(layer, _shares(layers[layer], num_lines)) for layer in sorted(layers, key=natural)]
     most = max(map(len, layers.values()))

@@ -103,6 +103,11 @@ def read_records(path: Path) -> list[Record]:
             raise ValueError(f"{path}: not a table of records ({error})") from None
 
 
+def read_cell(folder: Path) -> Cell:
+    """The cell that a finished cell's folder tells of in its cell.json."""
+    return Cell(**json.loads((folder / "cell.json").read_text(encoding="utf-8")))
+
+
 def write_cells(path: Path, cells: list[Cell]) -> None:
     """Write one JSON object a line, whole or not at all."""
     lines = (json.dumps(dataclasses.asdict(cell), sort_keys=True) + "\n" for cell in cells)

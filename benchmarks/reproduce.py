@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.cell import compose
 from benchmarks.plan import SCALES, Stage, experiment_names, load_experiment, plan
-from benchmarks.record import Cell, read_records, write_cells, write_records
+from benchmarks.record import read_cell, read_records, write_cells, write_records
 from benchmarks.report import CONF, print_verdicts, section, write
 from benchmarks.results import read_results
 from traces.atomic import write_text_atomically
@@ -124,7 +124,7 @@ def collect(name: str, cells: list[Stage], failed: dict[Stage, str], root: Path)
     target = root / name
     records = [record for folder in folders for record in read_records(folder / "records.csv")]
     write_records(target / "records.csv", records)
-    told = [Cell(**json.loads((folder / "cell.json").read_text(encoding="utf-8"))) for folder in folders]
+    told = [read_cell(folder) for folder in folders]
     write_cells(target / "cells.jsonl", told)
     for stale in (target / "curves").glob("*.json"):
         stale.unlink()

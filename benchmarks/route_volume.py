@@ -37,7 +37,6 @@ from placement.volume import (
     ACCOUNTINGS,
     Accounting,
     CommVolume,
-    combine_volume,
     dispatch_volume,
     distinct_devices,
     per_device,
@@ -82,7 +81,6 @@ def add_volume(rows: Rows, routing: RoutingTrace, placement: Placement, topology
     rows.by_layer("distinct_devices", distinct_devices(routing, placement).mean(0))
     for accounting in ACCOUNTINGS:
         name = accounting.__name__
-        rows.add(f"copies/{name}", float(remote_copies(routing, placement, topology, accounting).mean()))
         for metric, value in volume(routing, placement, topology, row_bytes, accounting).items():
             rows.add(f"{metric}/{name}", value)
 
@@ -97,11 +95,13 @@ def volume(
     holds. They are taken batch by batch and averaged, as every batch waits for its own; "overall" is of all batches as
     if they were one. Egress and ingress are those of dispatch; combine has them the other way round.
     """
-    sent, returned = (f(routing, placement, topology, row_bytes, accounting) for f in (dispatch_volume, combine_volume))
+    sent = dispatch_volume(routing, placement, topology, row_bytes, accounting)
+    returned = sent.reverse
     num_tokens = len(routing.source_device)
     device_tokens, node_tokens = num_tokens / topology.num_devices, num_tokens / topology.nodes
     num_batches = len(routing.step)
     found = {
+        "copies": (sent.intra_node + sent.inter_node) / num_tokens / row_bytes,
         "bytes": ((sent + returned).intra_node + (sent + returned).inter_node) / num_tokens,
         "busiest_device_bytes": (busiest_device(sent) + busiest_device(returned)) / device_tokens,
         "busiest_device_egress": sent.busiest_device_egress / device_tokens,

@@ -94,16 +94,21 @@ def build_callbacks(config: DictConfig, data: TextDataModule, folder: Path) -> l
         NoiseRecorder(folder, source, micro_batches, trainer.accumulate_grad_batches, noise_steps),
         BalanceMonitor(recording.balance_every),
         LearningRateMonitor("step"),
-        ModelCheckpoint(
-            folder / "checkpoints",
-            filename="{step}",
-            every_n_train_steps=recording.checkpoint_every,
-            save_top_k=1,
-            monitor="step",
-            mode="max",
-            enable_version_counter=False,
-        ),
+        build_checkpoints(folder, recording.checkpoint_every),
     ]
+
+
+def build_checkpoints(folder: Path, every: int) -> ModelCheckpoint:
+    """Saves the newest state of a run every so many steps, to resume from."""
+    return ModelCheckpoint(
+        folder / "checkpoints",
+        filename="{step}",
+        every_n_train_steps=every,
+        save_top_k=1,
+        monitor="step",
+        mode="max",
+        enable_version_counter=False,
+    )
 
 
 def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
@@ -178,15 +183,20 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def training_records(config: DictConfig, trainer: L.Trainer, data: TextDataModule) -> list[Record]:
     """Held-out cross-entropy in nats a token, by domain and over all, and how often the text was read, as rows."""
     rows = Rows(config, ground=trainer.strategy.root_device.type)
-    for key, value in sorted(trainer.callback_metrics.items()):
-        if key.startswith("held_out/"):
-            rows.add(key, float(value))
+    add_held_out(rows, trainer)
     rows.add("epochs", data.epochs)
     rows.add(
         "tokens_per_step",
         float(config.data.sequence_length * config.data.sequences_per_batch) * config.trainer.accumulate_grad_batches,
     )
     return rows.records
+
+
+def add_held_out(rows: Rows, trainer: L.Trainer, **columns: Any) -> None:
+    """What the last validation found, by domain and over all."""
+    for key, value in sorted(trainer.callback_metrics.items()):
+        if key.startswith("held_out/"):
+            rows.add(key, float(value), **columns)
 
 
 @hydra.main(config_path="../conf", config_name="train", version_base="1.3")

@@ -22,7 +22,7 @@ import hydra
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -43,6 +43,8 @@ from benchmarks.held_out import bits_per_byte
 from benchmarks.paired import write_scores
 from benchmarks.rows import Rows
 from benchmarks.train import (
+    add_held_out,
+    build_checkpoints,
     build_data,
     build_module,
     build_source,
@@ -81,9 +83,7 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     keep_last(trainer, folder)
     validate_once(trainer, module, data)
     rows = Rows(config, method=router_name(), ground=trainer.strategy.root_device.type)
-    for key, value in sorted(trainer.callback_metrics.items()):
-        if key.startswith("held_out/"):
-            rows.add(key, float(value), horizon=config.steps)
+    add_held_out(rows, trainer, horizon=config.steps)
     if is_first_process():
         # text by itself: the trained one's is dealt to the ranks
         observe(rows, config, module, build_data(config, order=text_order(config)), folder)
@@ -159,15 +159,7 @@ def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
     return [
         BalanceMonitor(config.recording.balance_every),
         LearningRateMonitor("step"),
-        ModelCheckpoint(
-            folder / "checkpoints",
-            filename="{step}",
-            every_n_train_steps=config.recording.checkpoint_every,
-            save_top_k=1,
-            monitor="step",
-            mode="max",
-            enable_version_counter=False,
-        ),
+        build_checkpoints(folder, config.recording.checkpoint_every),
     ]
 
 

@@ -1,6 +1,5 @@
 """A trained model, by the folder of its run: a training run or an arm of a comparison of routers."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from benchmarks.record import read_cell
 from benchmarks.recorded import training_config, training_folder
 from benchmarks.train import build_data, build_module, newest_checkpoint
 from models.data import TextDataModule
@@ -26,11 +26,10 @@ def with_trained(config: DictConfig) -> DictConfig:
     Raises:
         ValueError: it is not finished; says how to train it.
     """
-    folder = run_folder(config)
-    cell = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+    cell = read_cell(run_folder(config))
     with open_dict(config):
-        config.training_run = cell["cell"]
-        config.setting, config.seed, config.scale = (cell["config"][name] for name in ("setting", "seed", "scale"))
+        config.training_run = cell.cell
+        config.setting, config.seed, config.scale = (cell.config[name] for name in ("setting", "seed", "scale"))
     return config
 
 
@@ -56,8 +55,7 @@ def finished(folder: Path, config: DictConfig) -> Path:
 
 def run_config(folder: Path, outputs: str) -> DictConfig:
     """The configuration of a finished run, as its cell.json holds it."""
-    cell = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
-    return OmegaConf.create({**cell["config"], "outputs": outputs})
+    return OmegaConf.create({**read_cell(folder).config, "outputs": outputs})
 
 
 def read_parent(config: DictConfig) -> tuple[LanguageModel, TextDataModule]:

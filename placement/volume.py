@@ -178,13 +178,6 @@ def dispatch_volume(
     return CommVolume(rows * row_bytes, topology)
 
 
-def combine_volume(
-    trace: RoutingTrace, placement: Placement, topology: Topology, row_bytes: int, accounting: Accounting
-) -> CommVolume:
-    """Bytes that combine sends, as `dispatch_volume`: every row of dispatch is answered by one the other way."""
-    return dispatch_volume(trace, placement, topology, row_bytes, accounting).reverse
-
-
 def remote_copies(
     trace: RoutingTrace, placement: Placement, topology: Topology, accounting: Accounting
 ) -> Float[np.ndarray, "S L"]:

@@ -118,6 +118,10 @@ class Router(nn.Module):
     def finish_step(self) -> None:
         """Called after each optimiser step: a router that steers something by what it routed does so here."""
 
+    def balance(self, logits: Float[Tensor, "T E"], routing: Routing, num_sequences: int) -> Float[Tensor, ""]:
+        """The loss that `balance_weight` weighs; arguments as of `losses`."""
+        return load_balance_loss(routing.scores, routing.expert_indices)
+
     def losses(
         self, logits: Float[Tensor, "T E"], routing: Routing, num_sequences: int = 1
     ) -> dict[str, Float[Tensor, ""]]:
@@ -127,7 +131,7 @@ class Router(nn.Module):
         """
         found = {}
         if self.balance_weight:
-            found["balance"] = self.balance_weight * load_balance_loss(routing.scores, routing.expert_indices)
+            found["balance"] = self.balance_weight * self.balance(logits, routing, num_sequences)
         if self.z_weight:
             found["z"] = self.z_weight * z_loss(logits)
         return found

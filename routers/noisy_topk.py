@@ -61,18 +61,19 @@ class NoisyTopK(TopK):
     def losses(
         self, logits: Float[Tensor, "T E"], routing: Routing, num_sequences: int = 1
     ) -> dict[str, Float[Tensor, ""]]:
-        """`balance`: CV(importance)^2 + CV(load)^2, equations 7 and 11, with one weight for both."""
         found = super().losses(logits, routing, num_sequences)
         # the graph of a step must not live on in the next
-        drawn, self.drawn = self.drawn, None
-        if "balance" in found:
-            if drawn is not None and drawn.noisy is logits and self.top_k < self.num_experts:
-                load = smooth_load(drawn, self.top_k)
-            else:
-                load = count_tokens(routing.expert_indices, self.num_experts).to(logits.dtype)
-            variation = squared_variation(importance(routing)) + squared_variation(load)
-            found["balance"] = self.balance_weight * variation
+        self.drawn = None
         return found
+
+    def balance(self, logits: Float[Tensor, "T E"], routing: Routing, num_sequences: int) -> Float[Tensor, ""]:
+        """CV(importance)^2 + CV(load)^2, equations 7 and 11, with one weight for both."""
+        drawn = self.drawn
+        if drawn is not None and drawn.noisy is logits and self.top_k < self.num_experts:
+            load = smooth_load(drawn, self.top_k)
+        else:
+            load = count_tokens(routing.expert_indices, self.num_experts).to(logits.dtype)
+        return squared_variation(importance(routing)) + squared_variation(load)
 
     def get_extra_state(self) -> Tensor:
         return self.generator.get_state()

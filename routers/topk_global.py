@@ -22,15 +22,11 @@ class TopKGlobal(TopK):
         super().__init__(dim, num_experts, layer, **gate)
         self.step_counts = StepSum()
 
-    def losses(
-        self, logits: Float[Tensor, "T E"], routing: Routing, num_sequences: int = 1
-    ) -> dict[str, Float[Tensor, ""]]:
-        found = super().losses(logits, routing, num_sequences)
-        if "balance" in found and self.training:
-            counts = sum_over_ranks(count_tokens(routing.expert_indices, self.num_experts))
-            loss = balance_against(routing.scores, self.step_counts.add(counts))
-            found["balance"] = self.balance_weight * loss
-        return found
+    def balance(self, logits: Float[Tensor, "T E"], routing: Routing, num_sequences: int) -> Float[Tensor, ""]:
+        if not self.training:
+            return super().balance(logits, routing, num_sequences)
+        counts = sum_over_ranks(count_tokens(routing.expert_indices, self.num_experts))
+        return balance_against(routing.scores, self.step_counts.add(counts))
 
     def finish_step(self) -> None:
         self.step_counts.take()

@@ -12,11 +12,5 @@ from routers.topk import TopK
 class TopKSequence(TopK):
     """Top-k whose load-balance loss is taken per sequence and averaged."""
 
-    def losses(
-        self, logits: Float[Tensor, "T E"], routing: Routing, num_sequences: int = 1
-    ) -> dict[str, Float[Tensor, ""]]:
-        found = super().losses(logits, routing, num_sequences)
-        if "balance" in found:
-            loss = sequence_balance_loss(routing.scores, routing.expert_indices, num_sequences)
-            found["balance"] = self.balance_weight * loss
-        return found
+    def balance(self, logits: Float[Tensor, "T E"], routing: Routing, num_sequences: int) -> Float[Tensor, ""]:
+        return sequence_balance_loss(routing.scores, routing.expert_indices, num_sequences)

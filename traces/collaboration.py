@@ -7,7 +7,7 @@ collaboration degree without a formula, so the entropy used here is ours.
 import numpy as np
 from jaxtyping import Float, Int, Integer, Real
 
-from traces.routing import RoutingTrace
+from traces.routing import RoutingTrace, one_hot
 
 
 def top_lists(collaboration: Integer[np.ndarray, "L E E"], top_t: int) -> Int[np.ndarray, "L E T"]:
@@ -96,16 +96,9 @@ def transitions(trace: RoutingTrace) -> Int[np.ndarray, "P E E"]:
     counts_LEE = np.zeros((num_layers - 1, trace.num_experts, trace.num_experts), np.int64)
     # step by step: float32 counts exactly to 2^24 tokens, and a trace may hold more
     for chosen_LTK in trace.expert_indices:
-        chosen_LTE = _one_hot(chosen_LTK, trace.num_experts)
+        chosen_LTE = one_hot(chosen_LTK, trace.num_experts)
         counts_LEE += (chosen_LTE[:-1].transpose(0, 2, 1) @ chosen_LTE[1:]).astype(np.int64)
     return counts_LEE
-
-
-def _one_hot(chosen: Integer[np.ndarray, "L T K"], num_experts: int) -> Float[np.ndarray, "L T E"]:
-    # column E collects the absent choices (-1) and is cut off again
-    one_hot = np.zeros((*chosen.shape[:2], num_experts + 1), np.float32)
-    np.put_along_axis(one_hot, chosen.astype(np.int64) % (num_experts + 1), 1.0, axis=-1)
-    return one_hot[..., :-1]
 
 
 def _without_self(collaboration: Real[np.ndarray, "L E E"]) -> Real[np.ndarray, "L E E"]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int, Integer
+from jaxtyping import Float, Int, Integer
 
 from traces.load import TraceSource
 
@@ -77,10 +77,8 @@ class RoutingTrace:
         # step by step: float32 counts exactly to 2^24 tokens, and a trace may hold more
         for chosen_LTK in self.expert_indices:
             for pairs_EE, chosen_TK in zip(pairs_LEE, chosen_LTK, strict=True):
-                # column E collects the absent choices (-1) and is cut off again
-                one_hot_TE = np.zeros((chosen_TK.shape[0], self.num_experts + 1), np.float32)
-                np.put_along_axis(one_hot_TE, chosen_TK.astype(np.int64) % (self.num_experts + 1), 1.0, axis=1)
-                pairs_EE += (one_hot_TE.T @ one_hot_TE)[:-1, :-1].astype(np.int64)
+                chosen_TE = one_hot(chosen_TK, self.num_experts)
+                pairs_EE += (chosen_TE.T @ chosen_TE).astype(np.int64)
         for pairs_EE in pairs_LEE:
             np.fill_diagonal(pairs_EE, 0)
         return pairs_LEE
@@ -93,3 +91,11 @@ class RoutingTrace:
             experts, count = np.unique(chosen_STK.reshape(-1, chosen_STK.shape[-1]), axis=0, return_counts=True)
             found.append(ExpertSets(experts, count))
         return found
+
+
+def one_hot(chosen: Integer[np.ndarray, "*B K"], num_experts: int) -> Float[np.ndarray, "*B E"]:
+    """1 where an expert was chosen, else 0; absent choices (-1) leave no mark."""
+    # column E collects the absent choices and is cut off again
+    marks = np.zeros((*chosen.shape[:-1], num_experts + 1), np.float32)
+    np.put_along_axis(marks, chosen.astype(np.int64) % (num_experts + 1), 1.0, axis=-1)
+    return marks[..., :-1]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from benchmarks.cell import fingerprint, identity
+from benchmarks.record import Cell
 from benchmarks.train import build_data, build_module
 from models.language_model import LanguageModel
 from traces.load import TraceSource
@@ -50,7 +52,8 @@ def keep_run() -> Callable[..., LanguageModel]:
         module.on_save_checkpoint(checkpoint)
         (folder / "checkpoints").mkdir(parents=True)
         torch.save(checkpoint, folder / "checkpoints" / f"step={step}.ckpt")
-        (folder / "cell.json").write_text(json.dumps({"cell": fingerprint(training), "config": identity(training)}))
+        cell = Cell(fingerprint(training), "train", identity(training), "", {}, "", "", 0.0, "")
+        (folder / "cell.json").write_text(json.dumps(asdict(cell)))
         return module
 
     return keep
