@@ -42,12 +42,12 @@ BALANCE_CLASSES = (
 CAUSES = {
     "deduplication": Part("--method-0"),
     "placement": Part("--method-2", "////"),
-    "constraint": Part("--method-1", "...."),
+    "constraint": Part("--method-1", "||||"),
 }
 CAUSE_KEYS = (
     Key("one copy a device (plain)", "--method-0", marker="■"),
     Key("the plain router's own placement (striped)", "--method-2", marker="■"),
-    Key("the router (dotted)", "--method-1", marker="■"),
+    Key("the router (upright stripes)", "--method-1", marker="■"),
 )
 # how each is drawn, and how far from the middle of its row
 ACCOUNTINGS = {
