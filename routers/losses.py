@@ -4,14 +4,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from routers.step_sum import sum_over_ranks
+
 
 def load_balance_loss(scores: Float[Tensor, "T E"], expert_indices: Int[Tensor, "T K"]) -> Float[Tensor, ""]:
     """Load-balance loss E * sum_e f_e p_e (Fedus et al., 2021, arXiv 2101.03961, equation 4, for any K).
 
     f_e is the share of the routed token-expert pairs that expert e got (no gradient), p_e the mean score. It is 1 for
     balanced routing, whatever K. A batch without any routed token gives 0.
+
+    f_e is counted over all ranks: the mean of their losses is then the loss of the whole micro-batch on one rank.
     """
-    return balance_against(scores, count_tokens(expert_indices, scores.shape[-1]))
+    return balance_against(scores, sum_over_ranks(count_tokens(expert_indices, scores.shape[-1])))
 
 
 def balance_against(scores: Float[Tensor, "T E"], counts: Int[Tensor, " E"]) -> Float[Tensor, ""]:

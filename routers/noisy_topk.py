@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from routers.base import Routing
 from routers.losses import count_tokens, squared_variation
+from routers.step_sum import total_over_ranks
 from routers.topk import TopK
 
 
@@ -73,7 +74,8 @@ class NoisyTopK(TopK):
             load = smooth_load(drawn, self.top_k)
         else:
             load = count_tokens(routing.expert_indices, self.num_experts).to(logits.dtype)
-        return squared_variation(importance(routing)) + squared_variation(load)
+        parts = total_over_ranks(importance(routing)), total_over_ranks(load)
+        return squared_variation(parts[0]) + squared_variation(parts[1])
 
     def get_extra_state(self) -> Tensor:
         return self.generator.get_state()

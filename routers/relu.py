@@ -12,7 +12,7 @@ from torch import Tensor
 
 from routers.base import Router, Routing
 from routers.losses import count_tokens
-from routers.step_sum import StepSum, sum_over_ranks
+from routers.step_sum import StepSum, num_ranks, sum_over_ranks
 
 
 class Relu(Router):
@@ -81,6 +81,6 @@ class Relu(Router):
 def balanced_l1(routing: Routing, top_k: int) -> Float[Tensor, ""]:
     """Mean L1 norm of the scores, expert e's part weighted by its load f_e = E / (K T) * tokens_e."""
     num_tokens, num_experts = routing.scores.shape
-    counts = count_tokens(routing.expert_indices, num_experts).to(routing.scores.dtype)
-    load = counts * num_experts / (top_k * max(1, num_tokens))
+    counts = sum_over_ranks(count_tokens(routing.expert_indices, num_experts)).to(routing.scores.dtype)
+    load = counts * num_experts / (top_k * max(1, num_tokens * num_ranks()))
     return (load * routing.scores.sum(0)).sum() / max(1, num_tokens)
