@@ -126,32 +126,43 @@ def per_expert(
     source: Integer[np.ndarray, " T"], device: Integer[np.ndarray, "T K"], topology: Topology
 ) -> Int[np.ndarray, "G G"]:
     """Rows sent when each choice gets its own copy."""
-    return _count(_beside(source, device), device, device >= 0, topology)
+    return _count(source[:, None], device, device >= 0, topology)
 
 
 def per_device(
     source: Integer[np.ndarray, " T"], device: Integer[np.ndarray, "T K"], topology: Topology
 ) -> Int[np.ndarray, "G G"]:
     """Rows sent when each distinct device gets one copy."""
-    return _count(_beside(source, device), device, _first_of_token(device), topology)
+    return _count(source[:, None], device, _first_of_token(device), topology)
 
 
 def per_node(
     source: Integer[np.ndarray, " T"], device: Integer[np.ndarray, "T K"], topology: Topology
 ) -> Int[np.ndarray, "G G"]:
     """Rows sent when each distinct remote node gets one copy and its gateway forwards it to each distinct device."""
-    size = topology.devices_per_node
-    source_TK = _beside(source, device)
+    return per_node_crossing(source, device, topology) + per_node_forwarding(source, device, topology)
+
+
+def per_node_crossing(
+    source: Integer[np.ndarray, " T"], device: Integer[np.ndarray, "T K"], topology: Topology
+) -> Int[np.ndarray, "G G"]:
+    """First stage of `per_node`: one row to the gateway of each distinct remote node."""
     # -1 // size = -1: no choice has no node
-    node_TK = device // size
-    # within the own node this is the source itself, so there it forwards to each device directly
-    gateway_TK = node_TK * size + source_TK % size
-    crosses_TK = _first_of_token(node_TK) & (node_TK != source_TK // size)
-    crossing = _count(source_TK, gateway_TK, crosses_TK, topology)
-    return crossing + _count(gateway_TK, device, _first_of_token(device), topology)
+    node_TK, home_T = device // topology.devices_per_node, source // topology.devices_per_node
+    crosses_TK = _first_of_token(node_TK) & (node_TK != home_T[:, None])
+    return _count(source[:, None], _gateway(source, device, topology), crosses_TK, topology)
+
+
+def per_node_forwarding(
+    source: Integer[np.ndarray, " T"], device: Integer[np.ndarray, "T K"], topology: Topology
+) -> Int[np.ndarray, "G G"]:
+    """Second stage of `per_node`: one row from each gateway to each distinct device of its node."""
+    return _count(_gateway(source, device, topology), device, _first_of_token(device), topology)
 
 
 ACCOUNTINGS: tuple[Accounting, ...] = (per_expert, per_device, per_node)
+# in their order: the second begins when the first has ended
+PER_NODE_STAGES: tuple[Accounting, ...] = (per_node_crossing, per_node_forwarding)
 
 
 def dispatch_volume(
@@ -159,8 +170,7 @@ def dispatch_volume(
 ) -> CommVolume:
     """Bytes that dispatch sends for every sampled step and layer, batch axes (S, L).
 
-    A choice of -1 sends nothing. Of an expert's replicas a token takes the one on its own device, else one on its
-    own node, else any; of several the one on the lowest-numbered device.
+    A choice of -1 sends nothing; of an expert's replicas a token takes the nearest (`nearest_replica`).
 
     Args:
         row_bytes: bytes of one token's row, hidden width x bytes of an element.
@@ -171,11 +181,24 @@ def dispatch_volume(
     """
     _check_agree(trace, placement, topology)
     rows = np.zeros((*trace.expert_indices.shape[:2], topology.num_devices, topology.num_devices), np.int64)
-    replicas = [_nearest_replica(holds_GE, topology) for holds_GE in placement.holds]
+    replicas = [nearest_replica(holds_GE, topology) for holds_GE in placement.holds]
     for step, layer in np.ndindex(rows.shape[:2]):
         device_TK = replicas[layer][trace.source_device[:, None], trace.expert_indices[step, layer]]
         rows[step, layer] = accounting(trace.source_device, device_TK, topology)
     return CommVolume(rows * row_bytes, topology)
+
+
+def nearest_replica(holds_GE: Bool[np.ndarray, "G E"], topology: Topology) -> Int[np.ndarray, "G E1"]:
+    """Device to which a token goes for an expert: its own, else one of its node, else any; the lowest of several.
+
+    From (G, E), who holds what (one layer of `Placement.holds`), follows (G, E + 1), by source device and expert; the
+    last column, which a choice of -1 finds, is -1.
+    """
+    node_G = topology.node_of_device
+    distance_GG = (node_G[:, None] != node_G) + (~np.eye(len(node_G), dtype=bool)).astype(np.int8)
+    # argmin takes the first, so the lowest-numbered, of equals
+    distance_GGE = np.where(holds_GE, distance_GG[:, :, None], 3)
+    return np.pad(distance_GGE.argmin(1), ((0, 0), (0, 1)), constant_values=-1)
 
 
 def remote_copies(
@@ -235,14 +258,16 @@ def dispatch_layout(
     return DispatchLayout(needs_TG.sum(0), needs_TN.sum(0), per_expert, needs_TG)
 
 
-def _beside(source_T: np.ndarray, device_TK: np.ndarray) -> Integer[np.ndarray, "T K"]:
-    return np.broadcast_to(source_T[:, None], device_TK.shape)
+def _gateway(source_T: np.ndarray, device_TK: np.ndarray, topology: Topology) -> Integer[np.ndarray, "T K"]:
+    # within the own node this is the source itself, so there it forwards to each device directly
+    size = topology.devices_per_node
+    return device_TK // size * size + source_T[:, None] % size
 
 
 def _count(from_TK: np.ndarray, to_TK: np.ndarray, sent_TK: np.ndarray, topology: Topology) -> Int[np.ndarray, "G G"]:
     """Rows by (from, to), of the choices for which a row is sent."""
     num_devices = topology.num_devices
-    pair = from_TK[sent_TK].astype(np.intp) * num_devices + to_TK[sent_TK]
+    pair = np.broadcast_to(from_TK, to_TK.shape)[sent_TK].astype(np.intp) * num_devices + to_TK[sent_TK]
     return np.bincount(pair, minlength=num_devices**2).reshape(num_devices, num_devices)
 
 
@@ -255,15 +280,6 @@ def _first_of_token(place_TK: Integer[np.ndarray, "T K"]) -> Bool[np.ndarray, "T
         for earlier_T in place_KT[:k]:
             first_KT[k] &= place_KT[k] != earlier_T
     return first_KT.T
-
-
-def _nearest_replica(holds_GE: Bool[np.ndarray, "G E"], topology: Topology) -> Int[np.ndarray, "G E1"]:
-    """Device to which a token of each source device goes for each expert; one more column, -1, for no expert."""
-    node_G = topology.node_of_device
-    distance_GG = (node_G[:, None] != node_G) + (~np.eye(len(node_G), dtype=bool)).astype(np.int8)
-    # argmin takes the first, so the lowest-numbered, of equals
-    distance_GGE = np.where(holds_GE, distance_GG[:, :, None], 3)
-    return np.pad(distance_GGE.argmin(1), ((0, 0), (0, 1)), constant_values=-1)
 
 
 def _check_layers_and_experts(trace: RoutingTrace, placement: Placement) -> None:

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from placement.topology import Placement, Topology
 from placement.volume import (
     ACCOUNTINGS,
+    PER_NODE_STAGES,
     CommVolume,
     dispatch_layout,
     dispatch_volume,
     distinct_devices,
+    nearest_replica,
     per_device,
     per_expert,
     per_node,
@@ -155,6 +157,26 @@ def test_a_worked_example(make_trace):
     assert distinct_devices(*case[:2]).tolist() == [[4.0]]
     copies = [remote_copies(*case, each).item() for each in (per_expert, per_device, per_node)]
     assert copies == [4.0, 3.0, 3.0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([(1, 1), (1, 4), (2, 2), (3, 2)]), st.booleans())
+def test_each_stage_of_per_node_uses_one_kind_of_link(make_trace, seed, shape, replicated):
+    case = random_case(make_trace, seed, shape, 3, replicated)
+    crossing, forwarding = (dispatch_volume(*case, 2, stage) for stage in PER_NODE_STAGES)
+    assert not (crossing.local + crossing.intra_node).any()
+    assert not forwarding.inter_node.any()
+    np.testing.assert_array_equal((crossing + forwarding).bytes, dispatch_volume(*case, 2, per_node).bytes)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([(1, 4), (2, 2), (3, 2)]))
+def test_a_token_goes_to_the_nearest_replica(make_trace, seed, shape):
+    _, placement, topology = random_case(make_trace, seed, shape, 1, replicated=True)
+    nearest = nearest_replica(placement.holds[0], topology)
+    for source, expert in np.ndindex(topology.num_devices, 8):
+        assert nearest[source, expert] == destination(placement, topology, 0, expert, source)
+    assert (nearest[:, -1] == -1).all()
 
 
 def test_totals_and_busiest_of_a_known_volume():
