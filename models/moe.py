@@ -1,12 +1,12 @@
 """The MoE layer: Router, Dispatcher, Experts and combine, as siblings that know nothing of one another."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from models.dispatch import LocalDispatcher
+from models.dispatch import Dispatcher, nothing
 from models.experts import Experts
 from routers.base import Router, Routing
 from routers.capacity import capacity, drop_over_capacity
@@ -22,12 +22,14 @@ class MoEOutput(NamedTuple):
     Attributes:
         routing: the router's choice, before any token was dropped.
         load: (E,) tokens routed to each expert, before dropping.
-        losses: auxiliary losses by name, weights applied.
+        losses: auxiliary losses by name, weights applied; none outside training.
+        plan: what dispatch sent where.
     """
 
     routing: Routing
     load: Int[Tensor, " E"]
     losses: dict[str, Tensor]
+    plan: Any
 
 
 class MoELayer(nn.Module):
@@ -39,6 +41,8 @@ class MoELayer(nn.Module):
         dispatcher: moves rows to experts and back.
         capacity_factor: None = dropless; else choices beyond the expert capacity are dropped in training. A router's
             own factor comes first.
+        shared: an expert that sees every token, (T, D) -> (T, D) (Dai et al., 2024, arXiv 2401.06066); it computes
+            while rows travel.
 
     Raises:
         ValueError: a capacity factor that is not positive.
@@ -48,14 +52,15 @@ class MoELayer(nn.Module):
         self,
         router: Router,
         experts: Experts,
-        dispatcher: LocalDispatcher,
+        dispatcher: Dispatcher,
         capacity_factor: float | None = None,
+        shared: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if capacity_factor is not None and capacity_factor <= 0:
             raise ValueError(f"capacity factor must be positive, got {capacity_factor}")
         self.router, self.experts, self.dispatcher = router, experts, dispatcher
-        self.capacity_factor = capacity_factor
+        self.capacity_factor, self.shared = capacity_factor, shared
 
     def forward(
         self, x_TD: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"], num_sequences: int = 1
@@ -66,10 +71,16 @@ class MoELayer(nn.Module):
         """
         logits_TE = self.router.logits(x_TD)
         routing = self.router.route(logits_TE, token_ids)
-        rows, tokens_per_expert, plan = self.dispatcher.dispatch(x_TD, self._limited(routing))
+        aside_TD: list[Tensor] = []
+        shared = self.shared
+        meanwhile = nothing if shared is None else lambda: aside_TD.append(shared(x_TD))
+        rows, tokens_per_expert, plan = self.dispatcher.dispatch(x_TD, self._limited(routing), meanwhile)
         out_TD = self.dispatcher.combine(self.experts(rows, tokens_per_expert), plan)
+        out_TD = sum(aside_TD, start=out_TD)
         load = count_tokens(routing.expert_indices, self.router.num_experts)
-        return out_TD, MoEOutput(routing, load, self.router.losses(logits_TE, routing, num_sequences))
+        # a loss may need all ranks' counts, and only in training do all ranks come here
+        losses = self.router.losses(logits_TE, routing, num_sequences) if self.training else {}
+        return out_TD, MoEOutput(routing, load, losses, plan)
 
     def _limited(self, routing: Routing) -> Routing:
         # a method with a capacity of its own, such as Switch, keeps it in every model

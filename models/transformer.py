@@ -6,13 +6,14 @@ Pre-norm blocks with learned positions and tied embeddings, as GPT-2 and GPT-3 (
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.dispatch import LocalDispatcher
+from models.dispatch import Dispatcher
 from models.moe import ExpertsFactory, MoELayer, MoEOutput, RouterFactory
 from routers.base import Router
 
@@ -54,7 +55,7 @@ class DenseMlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and around a residual; `mlp` is dense or an MoE layer."""
+    """Attention and MLP, each behind a norm and around a residual; `mlp` is a DenseMlp or an MoE layer of any make."""
 
     def __init__(self, dim: int, num_heads: int, mlp: nn.Module) -> None:
         super().__init__()
@@ -66,10 +67,10 @@ class Block(nn.Module):
     ) -> tuple[Float[Tensor, "B S D"], MoEOutput | None]:
         x = x + self.attention(self.attention_norm(x), attend)
         normed_TD = self.mlp_norm(x).flatten(0, 1)
-        if isinstance(self.mlp, MoELayer):
-            out_TD, told = self.mlp(normed_TD, token_ids, x.shape[0])
-        else:
+        if isinstance(self.mlp, DenseMlp):
             out_TD, told = self.mlp(normed_TD), None
+        else:
+            out_TD, told = self.mlp(normed_TD, token_ids, x.shape[0])
         return x + out_TD.view_as(x), told
 
 
@@ -90,6 +91,9 @@ class Transformer(nn.Module):
         moe_every: an MoE layer in every n-th block; 1 = everywhere.
         capacity_factor: None = dropless, see MoELayer.
         init_std: standard deviation of the normal initialisation; residual outputs get init_std / sqrt(2 num_layers).
+        moe_layer: another make of MoE layer, called with (router, dim, expert_dim, init_std=, output_std=,
+            capacity_factor=) in place of MoELayer; `experts`, `dispatcher` and `shared_dim` are then not used.
+        shared_dim: width of an expert in every MoE layer that sees all tokens; None = there is none.
 
     Raises:
         ValueError: sizes that do not divide, naming both.
@@ -107,10 +111,12 @@ class Transformer(nn.Module):
         expert_dim: int,
         router: RouterFactory,
         experts: ExpertsFactory,
-        dispatcher: LocalDispatcher,
+        dispatcher: Dispatcher,
         moe_every: int = 2,
         capacity_factor: float | None = None,
         init_std: float = 0.02,
+        moe_layer: Callable[..., nn.Module] | None = None,
+        shared_dim: int | None = None,
     ) -> None:
         super().__init__()
         if moe_every < 1 or num_layers < 1 or num_layers % moe_every:
@@ -128,8 +134,12 @@ class Transformer(nn.Module):
             if (block + 1) % moe_every:
                 return DenseMlp(dim, expert_dim)
             gate = router(dim, num_experts, block // moe_every)
-            local = experts(num_experts, dim, expert_dim, init_std=init_std, output_std=output_std)
-            return MoELayer(gate, local, dispatcher, capacity_factor)
+            spread = {"init_std": init_std, "output_std": output_std}
+            if moe_layer is not None:
+                return moe_layer(gate, dim, expert_dim, capacity_factor=capacity_factor, **spread)
+            local = experts(num_experts, dim, expert_dim, **spread)
+            shared = None if shared_dim is None else DenseMlp(dim, shared_dim)
+            return MoELayer(gate, local, dispatcher, capacity_factor, shared)
 
         self.blocks = nn.ModuleList(Block(dim, num_heads, mlp(block)) for block in range(num_layers))
         self.norm = nn.LayerNorm(dim)
@@ -185,7 +195,7 @@ class Transformer(nn.Module):
     @property
     def routers(self) -> list[Router]:
         """The MoE layers' routers, first layer first."""
-        return [block.mlp.router for block in self.blocks if isinstance(block.mlp, MoELayer)]
+        return [module for module in self.modules() if isinstance(module, Router)]
 
     @property
     def shape(self) -> dict[str, int]:

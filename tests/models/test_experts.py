@@ -64,6 +64,18 @@ class TestBackends:
         assert x_ND.grad.isfinite().all()
         assert x_ND.grad.abs().sum() > 0
 
+    def test_rows_beyond_the_experts_change_nothing(self, backend):
+        plain, longer = build(backend), build(backend)
+        x_ND, tokens_per_expert = rows_of(LOADS["uneven"])
+        longer_x_ND = torch.cat([x_ND.detach(), torch.full((4, D), 100.0)]).requires_grad_()
+        expected = plain(x_ND, tokens_per_expert)
+        found = longer(longer_x_ND, tokens_per_expert)[: len(x_ND)]
+        expected.square().sum().backward()
+        found.square().sum().backward()
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(longer_x_ND.grad[: len(x_ND)], x_ND.grad)
+        torch.testing.assert_close([p.grad for p in longer.parameters()], [p.grad for p in plain.parameters()])
+
     def test_half_precision_is_close(self, backend):
         (x_ND, tokens_per_expert), experts = rows_of(LOADS["uneven"]), build(backend, hidden_dim=16)
         exact = experts(x_ND, tokens_per_expert)
