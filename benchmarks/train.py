@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.strategies import Strategy
 from omegaconf import DictConfig
 
 from benchmarks.cell import Measurement, run_cell, user_errors, versions
@@ -22,8 +23,12 @@ from benchmarks.rows import Rows
 from models.callbacks.balance import BalanceMonitor
 from models.callbacks.probe import NoiseRecorder, ProbeRecorder
 from models.callbacks.recorder import LoadRecorder
+from models.callbacks.volume import VolumeRecorder
 from models.data import TextDataModule
+from models.expert_parallel import ExpertParallelStrategy
 from models.language_model import LanguageModel
+from models.moe import MoELayer
+from models.transformer import Transformer
 from traces.load import TraceSource
 
 
@@ -72,8 +77,8 @@ def build_source(config: DictConfig, data: TextDataModule, num_sequences: int) -
     )
 
 
-def build_callbacks(config: DictConfig, data: TextDataModule, folder: Path) -> list[Callback]:
-    """Recorders, monitors and checkpoints of a training run; recorders before checkpoints."""
+def build_callbacks(config: DictConfig, data: TextDataModule, folder: Path, strategy: Any = None) -> list[Callback]:
+    """Recorders, monitors and checkpoints of a training run with a Lightning strategy; recorders before checkpoints."""
     recording, trainer = config.recording, config.trainer
     step_sequences = config.data.sequences_per_batch * trainer.accumulate_grad_batches
     source = build_source(config, data, step_sequences)
@@ -83,6 +88,7 @@ def build_callbacks(config: DictConfig, data: TextDataModule, folder: Path) -> l
         for batch in data.fresh_batches(0, recording.noise_batches * trainer.accumulate_grad_batches)
     ]
     noise_steps = [round(share * trainer.max_steps) - 1 for share in recording.noise_at]
+    is_sharded = isinstance(strategy, ExpertParallelStrategy)
     return [
         LoadRecorder(folder / "trace", source, recording.chunk_steps, recording.routing_every),
         ProbeRecorder(
@@ -93,6 +99,7 @@ def build_callbacks(config: DictConfig, data: TextDataModule, folder: Path) -> l
         ),
         NoiseRecorder(folder, source, micro_batches, trainer.accumulate_grad_batches, noise_steps),
         BalanceMonitor(recording.balance_every),
+        *([VolumeRecorder(strategy.topology, recording.balance_every)] if is_sharded else []),
         LearningRateMonitor("step"),
         build_checkpoints(folder, recording.checkpoint_every),
     ]
@@ -116,17 +123,18 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     prepare_process(config.seed)
     data = build_data(config)
     module = build_module(config, data)
+    given = instantiate(config.trainer, _convert_="all")
     trainer = L.Trainer(
-        **config.trainer,
+        **given,
         logger=tracker.lightning_logger(folder),
-        callbacks=build_callbacks(config, data, folder),
+        callbacks=build_callbacks(config, data, folder, given.get("strategy")),
         use_distributed_sampler=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         log_every_n_steps=config.recording.balance_every,
         default_root_dir=folder,
     )
-    check_memory(module, trainer.strategy.root_device)
+    check_memory(module, trainer.strategy)
     trainer.fit(module, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
     keep_last(trainer, folder)
     validate_once(trainer, module, data)
@@ -136,7 +144,8 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
 def keep_last(trainer: L.Trainer, folder: Path) -> None:
     """Save the last step's checkpoint where the steps are no multiple of those between checkpoints."""
     path = folder / "checkpoints" / f"step={trainer.global_step}.ckpt"
-    if not path.exists():
+    # one answer for all ranks: they save together
+    if not trainer.strategy.broadcast(path.exists()):
         trainer.save_checkpoint(path)
 
 
@@ -156,22 +165,33 @@ def prepare_process(seed: int) -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 
-def check_memory(module: LanguageModel, device: torch.device) -> None:
+def check_memory(module: LanguageModel, strategy: Strategy) -> None:
     """Refuse a model whose weights, gradients and Adam states alone exceed a CUDA device.
 
     Raises:
         ValueError: names both sizes.
     """
+    device = strategy.root_device
     if device.type != "cuda":
         return
     with torch.device("meta"):
-        needed = 16 * sum(parameter.numel() for parameter in module.build().parameters())
-    held = torch.cuda.get_device_properties(device).total_memory
+        decoder = module.build()
+    devices = strategy.topology.num_devices if isinstance(strategy, ExpertParallelStrategy) else 1
+    needed, held = bytes_needed(decoder, devices), torch.cuda.get_device_properties(device).total_memory
     if needed > held:
         raise ValueError(
             f"weights, gradients and Adam states need {needed / 1e9:.0f} GB on every device, this one has "
-            f"{held / 1e9:.0f} GB: experts are not sharded yet; take a smaller setting"
+            f"{held / 1e9:.0f} GB: shard the experts over more (trainer=expert_parallel_gpu) or take a smaller setting"
         )
+
+
+def bytes_needed(decoder: Transformer, num_devices: int) -> int:
+    """Bytes of weights, gradients and Adam states on a device, of experts dealt to so many devices."""
+    experts = [layer.experts for layer in decoder.modules() if isinstance(layer, MoELayer)]
+    of_experts = sum(parameter[0].numel() for one in experts for parameter in one.parameters())
+    slots = -(-decoder.num_experts // num_devices)
+    whole = sum(parameter.numel() for parameter in decoder.parameters())
+    return 16 * (whole - (decoder.num_experts - slots) * of_experts)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -26,7 +26,8 @@ class LanguageModel(L.LightningModule):
         betas: AdamW's.
         domains: names of the text domains, which a batch's `domain` counts from 0, for the held-out losses.
 
-    `training_step` returns {"loss", "loads" (L, E), "expert_indices" [L x (T, K)]}: callbacks observe from there.
+    `training_step` returns {"loss", "loads" (L, E), "expert_indices" [L x (T, K)], "rows_sent" (L, G),
+    "metadata_bytes_sent" (L, G)}: callbacks observe from there, this rank's tokens only.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class LanguageModel(L.LightningModule):
             "loss": cross_entropy + sum(auxiliary),
             "loads": torch.stack([layer.load for layer in output.moe]),
             "expert_indices": [layer.routing.expert_indices for layer in output.moe],
+            "rows_sent": torch.stack([layer.plan.rows_sent for layer in output.moe]),
+            "metadata_bytes_sent": torch.stack([layer.plan.metadata_bytes_sent for layer in output.moe]),
         }
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:

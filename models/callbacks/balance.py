@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from routers.step_sum import sum_over_ranks
+
 
 class BalanceMonitor(L.Callback):
     """Logs `balance/METRIC/layer_N` every n steps: scalars only, a histogram per expert and step would drown a run.
@@ -25,7 +27,7 @@ class BalanceMonitor(L.Callback):
     ) -> None:
         # the n-th step, as Lightning's loggers count: another one would be written under the n-th's number
         if (batch_idx + 1) % (self.every * trainer.accumulate_grad_batches) == 0:
-            for name, values in balance(outputs["loads"]).items():
+            for name, values in balance(sum_over_ranks(outputs["loads"])).items():
                 pl_module.log_dict({f"balance/{name}/layer_{i}": value for i, value in enumerate(values)})
 
 

@@ -32,6 +32,7 @@ class ProbeRecorder(L.Callback):
         self._writer: TraceWriter | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._writer = None
         if trainer.is_global_zero:
             self._writer = _writer(self.folder, self.source, pl_module)
             self._writer.rewind(trainer.global_step)
@@ -41,9 +42,11 @@ class ProbeRecorder(L.Callback):
     ) -> None:
         step = batch_idx // trainer.accumulate_grad_batches
         last_of_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self._writer and last_of_step and step % self.every == 0:
+        if last_of_step and step % self.every == 0:
+            # all ranks route the batch, as their experts may be needed; the loads are the same on each
             loads = route(pl_module, [self.tokens])
-            self._writer.write_loads(np.asarray([step]), loads)
+            if self._writer:
+                self._writer.write_loads(np.asarray([step]), loads)
 
 
 class NoiseRecorder(L.Callback):
@@ -70,13 +73,15 @@ class NoiseRecorder(L.Callback):
     ) -> None:
         step = batch_idx // trainer.accumulate_grad_batches
         last_of_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if trainer.is_global_zero and last_of_step and step in self.steps:
-            writer = _writer(self.folder / f"noise-{step:08d}", self.source, pl_module)
-            # a run resumed from before this step measures again
-            writer.rewind(0)
+        if last_of_step and step in self.steps:
+            # all ranks, as above
             loads_RALE = route(pl_module, self.batches)
             loads_RLE = loads_RALE.reshape(-1, self.accumulate, *loads_RALE.shape[1:]).sum(1)
-            writer.write_loads(np.arange(len(loads_RLE)), loads_RLE)
+            if trainer.is_global_zero:
+                writer = _writer(self.folder / f"noise-{step:08d}", self.source, pl_module)
+                # a run resumed from before this step measures again
+                writer.rewind(0)
+                writer.write_loads(np.arange(len(loads_RLE)), loads_RLE)
 
 
 def route(module: L.LightningModule, batches: list[Tensor]) -> np.ndarray:

@@ -6,8 +6,10 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
+from models.callbacks.ranks import on_first_rank
 from models.language_model import LanguageModel
 from traces.load import TraceSource
 from traces.store import TraceWriter
@@ -23,7 +25,8 @@ class LoadRecorder(L.Callback):
         folder: trace folder, see traces/store.py.
         source: what produces the trace.
         chunk_steps: steps between writes: what a killed run can lose.
-        routing_every: sample the routing of rank 0's first micro-batch every n steps; 0 = never.
+        routing_every: sample the routing of every rank's first micro-batch every n steps; 0 = never. A token's
+            source_device is its rank.
     """
 
     def __init__(self, folder: Path, source: TraceSource, chunk_steps: int = 200, routing_every: int = 0) -> None:
@@ -54,9 +57,14 @@ class LoadRecorder(L.Callback):
             self.flush()
         self._steps.append(step)
         self._loads.append(outputs["loads"])
-        if self._writer and self.routing_every and step % self.routing_every == 0:
-            chosen_LTK = torch.stack(outputs["expert_indices"]).cpu().numpy()
-            self._writer.write_routing(step, chosen_LTK, np.zeros(chosen_LTK.shape[1], np.int16))
+        if self.routing_every and step % self.routing_every == 0:
+            self._sample(step, torch.stack(outputs["expert_indices"]))
+
+    def _sample(self, step: int, chosen_LTK: Int[Tensor, "L T K"]) -> None:
+        parts = on_first_rank(chosen_LTK)
+        if self._writer and parts:
+            rank_T = np.repeat(np.arange(len(parts), dtype=np.int16), chosen_LTK.shape[1])
+            self._writer.write_routing(step, torch.cat(parts, 1).cpu().numpy(), rank_T)
 
     def flush(self, before: int | None = None) -> None:
         """Write the held steps (those before a step), summed over ranks. Every rank must call it at the same step."""
