@@ -81,10 +81,16 @@ def needed_arms(config: DictConfig, choices: Mapping[str, str]) -> list[tuple[st
     continuation."""
     return [
         (router, arm_config(config, choices, router, seed, continuation))
-        for router in dict.fromkeys((PLAIN, choices["router"]))
+        for router in routers_of(config, choices)
         for seed in seeds_of(config)
         for continuation in config.arm.continuations
     ]
+
+
+def routers_of(config: DictConfig, choices: Mapping[str, str]) -> list[str]:
+    """The routers that a cell compares: the plain one, and those of its variants or the chosen one."""
+    named = [variant.router for variant in config.variants] if "variants" in config else [choices["router"]]
+    return list(dict.fromkeys((PLAIN, *named)))
 
 
 def seeds_of(config: DictConfig) -> list[int]:
@@ -99,7 +105,8 @@ def with_arms(config: DictConfig, choices: Mapping[str, str]) -> DictConfig:
     Arms are trained with what a file of conf/router, conf/placement and conf/topology says.
     """
     with open_dict(config):
-        config.router_name = choices["router"]
+        if "router" in choices:
+            config.router_name = choices["router"]
         config.arm_runs = [fingerprint(arm) for _, arm in needed_arms(config, choices)]
     return config
 

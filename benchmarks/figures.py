@@ -31,6 +31,7 @@ from benchmarks.record_figures import (
 )
 from benchmarks.router_figures import router_figures
 from benchmarks.svg import method_colour, ordered_colour
+from benchmarks.walltime_figures import walltime_figures
 
 # what one figure may weigh: more points are not seen, and a page of a dozen figures stays small
 POINTS_PER_FIGURE, FEWEST_POINTS, MOST_POINTS = 24_000, 50, 400
@@ -89,7 +90,7 @@ def draw_figures(records: Sequence[Record], curves: Sequence[Curve], cells: Sequ
         figures.append(_lines_figure(name, [_line_a_layer(curve) for curve in by_name.pop(name)], {}, marks))
     figures += forecast_figures(records)
     of_routers = [*router_figures(records), *quality_figures(records)]
-    figures += of_routers
+    figures += of_routers + walltime_figures(records)
     figures += [matrix_figure(by_name.pop("collaboration", [])), degree_figure(by_name.pop("collaboration_degree", []))]
     keys = method_keys(records)
     figures += [_lines_figure(name, by_name[name], keys, _Marks({}, [])) for name in sorted(by_name)]
