@@ -1,6 +1,7 @@
 """Shared by the tests of grounds: small ranks, waiting without fixed sleeps, and whether namespaces are permitted."""
 
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,14 @@ from benchmarks.cluster import namespaces
 from benchmarks.cluster.namespaces import is_alive
 
 ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(autouse=True)
+def hears_interrupts() -> Iterator[None]:
+    """A shell that starts tests in the background has them, and all that they start, ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
