@@ -25,6 +25,8 @@ LOST_PEER = re.compile(
     r"closed by peer|reset by peer|refused|Broken pipe|got 0 bytes|remote process exited|DistNetworkError"
 )
 WAITS_FOR_PEERS = "torch/distributed"
+# what `models.expert_parallel.watch` lets survivors say of the rank that they lost
+LOST_RANK = re.compile(r"rank (\d+) (gave no sign of life|is behind)")
 
 
 class RankFailed(RuntimeError):
@@ -157,8 +159,15 @@ def of_failed(failed: list[Rank], ground: Ground) -> RankFailed:
     """The error of the rank that most likely failed by itself, told with the others' causes."""
     first, *others = sorted(failed, key=blame)
     told = "".join(f"; then rank {rank.rank}: {rank.cause}" for rank in others)
-    where = f"rank {first.rank} of {ground.num_ranks} (node {first.rank // ground.devices_per_node}, {ground.name})"
-    return RankFailed(first.rank, first.cause, f"{where} ended with {first.cause}{told}\n{quoted(first)}")
+    # a rank that was killed needs no witness
+    lost = LOST_RANK.search(first.tail()) if blame(first) else None
+    if lost:
+        rank, cause = int(lost[1]), lost[2]
+        happened = f"{cause}, says rank {first.rank}, which ended with {first.cause}"
+    else:
+        rank, cause, happened = first.rank, first.cause, f"ended with {first.cause}"
+    where = f"rank {rank} of {ground.num_ranks} (node {rank // ground.devices_per_node}, {ground.name})"
+    return RankFailed(rank, cause, f"{where} {happened}{told}\n{quoted(first)}")
 
 
 def blame(rank: Rank) -> int:

@@ -130,15 +130,15 @@ class TestStill:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "rank", "message"),
+    ("fault", "message"),
     [
-        ("kill", 1, "rank 1 of 2 .* ended with SIGKILL"),
-        ("stop", 0, "rank 1 gave no sign of life"),
-        ("hang", 0, "rank 1 is behind"),
+        ("kill", "rank 1 of 2 .* ended with SIGKILL"),
+        ("stop", "rank 1 of 2 .* gave no sign of life, says rank 0"),
+        ("hang", "rank 1 of 2 .* is behind, says rank [01]"),
     ],
 )
-def test_the_launcher_tells_what_the_ranks_told(tmp_path, fault, rank, message):
+def test_the_launcher_tells_what_the_ranks_told(tmp_path, fault, message):
     case = {"ranks": 2, "victim": 1, "fault": fault, "timeout_seconds": 6.0}
     with pytest.raises(RankFailed, match=f"(?s){message}") as caught:
         run_ranks(command(tmp_path, [case]), Loopback(1, 2), tmp_path, timeout=100.0)
-    assert caught.value.rank == rank
+    assert caught.value.rank == 1
