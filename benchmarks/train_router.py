@@ -65,6 +65,7 @@ from traces.store import TraceWriter
 
 def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     """Profile the parent, train with the router, then measure quality and keep the routings."""
+    refuse_strategy(config)
     prepare_process(config.seed)
     data = build_data(config, order=text_order(config))
     module = build_arm(config, data, folder)
@@ -88,6 +89,19 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
         # text by itself: the trained one's is dealt to the ranks
         observe(rows, config, module, build_data(config, order=text_order(config)), folder)
     return Measurement(rows.records, data_fingerprint=data.fingerprint)
+
+
+def refuse_strategy(config: DictConfig) -> None:
+    """Refuse what holds a part of the experts on each device.
+
+    Raises:
+        ValueError: names the strategy and what can be taken.
+    """
+    if not isinstance(strategy := config.trainer.get("strategy", "auto"), str):
+        raise ValueError(
+            f"an arm's routing is observed on one device, which needs the whole model there: the strategy "
+            f"{strategy.get('_target_')} cannot be used, take trainer=cpu or trainer=gpu"
+        )
 
 
 def observe(rows: Rows, config: DictConfig, module: LanguageModel, data: TextDataModule, folder: Path) -> None:

@@ -25,7 +25,7 @@ from benchmarks.arms import (
 from benchmarks.cell import compose_with_choices, fingerprint
 from benchmarks.plan import cell_overrides, experiment_names, load_experiment, plan
 from benchmarks.train import build_data, build_module
-from benchmarks.train_router import adopt, text_order, with_scaled_rates, write_routing
+from benchmarks.train_router import adopt, refuse_strategy, text_order, with_scaled_rates, write_routing
 from placement.topology import Placement
 from traces.load import TraceSource
 from traces.routing import RoutingTrace
@@ -200,3 +200,12 @@ def test_every_arms_router_fits_its_model_and_its_devices(scale: str):
         given = {name: value for name, value in known.items() if name in config.router}
         router = instantiate(config.router, **given)(config.model.dim, num_experts, 0)
         assert router.top_k == config.router.top_k, overrides
+
+
+def test_an_arm_refuses_experts_spread_over_devices():
+    config, _ = compose_with_choices("train_router", ["setting=micro8", "trainer=expert_parallel"])
+    with pytest.raises(
+        ValueError, match=r"models\.expert_parallel\.ExpertParallelStrategy cannot be used, take trainer=cpu"
+    ):
+        refuse_strategy(config)
+    refuse_strategy(compose_with_choices("train_router", ["setting=micro8"])[0])

@@ -1,12 +1,16 @@
 """An expert that sees every token, computed while rows travel."""
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from models.dispatch import LocalDispatcher
+from models.dispatch import LocalDispatcher, PerDeviceDispatcher, PerExpertDispatcher, PerNodeDispatcher, make_shard
+from models.dispatch.exchange import Exchange
 from models.experts import LoopExperts
 from models.moe import MoELayer
+from placement.topology import Placement, Topology
 from routers.topk import TopK
 
 TOKEN_IDS = torch.zeros(6, dtype=torch.long)
@@ -51,6 +55,33 @@ def test_it_computes_between_leaving_and_coming(x):
     shared.register_forward_hook(lambda *_: events.append("compute"))
     make(shared, Noting(events))(x, TOKEN_IDS)
     assert events == ["leave", "compute", "come"]
+
+
+@pytest.fixture
+def shard(tmp_path):
+    """Of the one rank of a process group: rows travel to itself, by the same calls."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    topology = Topology(1, 1, 1e9, 1e9, 1e-6, 1e-6)
+    yield make_shard(Placement(np.arange(4).reshape(1, 1, 4)), topology, 0, dist.group.WORLD, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("dispatcher", [PerExpertDispatcher, PerDeviceDispatcher, PerNodeDispatcher])
+def test_its_gradient_is_computed_while_gradients_of_rows_travel(x, shard, dispatcher, monkeypatch):
+    events = []
+    for name in ("launch", "finish"):
+        told = getattr(Exchange, name)
+        monkeypatch.setattr(
+            Exchange, name, lambda *given, name=name, told=told: (events.append((name, given[0])), told(*given))[1]
+        )
+    shared = nn.Linear(8, 8)
+    out = make(shared, dispatcher(shard))(x.requires_grad_(), TOKEN_IDS)[0]
+    events.clear()
+    shared.weight.register_hook(lambda _: events.append(("compute", None)))
+    out.sum().backward()
+    computed = events.index(("compute", None))
+    under_way = {of for what, of in events[:computed] if what == "launch"}
+    assert under_way & {of for what, of in events[computed:] if what == "finish"}
 
 
 def test_a_transformer_has_one_in_every_moe_layer(make_transformer):
