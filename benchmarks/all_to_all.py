@@ -7,36 +7,24 @@ one batch in all layers, each begun together and ended by the slowest rank; expe
 rank's processor, as ranks may outnumber cores. Rows are wider than those of the recorded models.
 """
 
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import hydra
 import numpy as np
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from benchmarks.arms import (
-    PLAIN,
-    arm_config,
-    arm_folder,
-    is_told,
-    place,
-    read_arm_routing,
-    read_placement,
-    routers_of,
-    short_name,
-    with_arms,
-)
-from benchmarks.cell import Measurement, compose, plain_choices, run_cell, user_errors
+from benchmarks.arms import PLAIN, read_arm_routing
+from benchmarks.cell import Measurement
 from benchmarks.cluster.ground import Ground
-from benchmarks.cluster.ranks import run_ranks
-from benchmarks.exchange_cost import calibration, fit_costs, predicted_seconds
-from benchmarks.exchange_job import Exchanged, Job, Variant, read_exchanged, write_job
-from benchmarks.exchange_rows import add_credit, add_exchange, add_prediction
+from benchmarks.exchange_cost import calibration, fit_costs, predicted_seconds, smallest_bytes
+from benchmarks.exchange_job import Exchanged, Job, read_exchanged, write_job
+from benchmarks.exchange_rows import add_costs, add_credit, add_exchange, add_prediction
+from benchmarks.measured_arms import measure_cell, read_variants, run_job
 from benchmarks.rows import Rows
-from placement.topology import Placement, Topology
+from placement.topology import Topology
 
 
 def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
@@ -46,58 +34,38 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     with instantiate(config.ground)(topology.nodes, topology.devices_per_node) as ground:
         exchanged = exchange(job, ground, folder, 60.0 * config.exchange.timeout_minutes)
         rows = Rows(config, ground=ground.name)
-    baseline = next(iter(job.variants))
-    for name in measured(job):
-        add_exchange(rows, job, exchanged, name, baseline)
-    add_credit(rows, job, exchanged)
-    costs = fit_costs(job, exchanged)
-    for name in measured(job):
-        add_prediction(rows, name, exchanged[name], predicted_seconds(job, name, costs))
+    add_measured(rows, job, exchanged)
     return Measurement(rows.records, data_fingerprint=fingerprint)
 
 
-def measured(job: Job) -> list[str]:
-    """The variants that are no calibration."""
-    return [name for name, variant in job.variants.items() if variant.computes]
-
-
 def exchange(job: Job, ground: Ground, folder: Path, timeout: float) -> dict[str, Exchanged]:
-    """Start the ranks, wait for them, read what they measured.
-
-    Raises:
-        ValueError: the ground dropped packets, so seconds mean nothing.
-        RankFailed: a rank failed.
-    """
+    """Start the ranks, wait for them, read what they measured; raises what `run_job` does."""
     told = folder / "exchange"
     write_job(told, job)
-    before = ground.counters()
-    command = [sys.executable, "-m", "benchmarks.exchange_rank", str(told.resolve()), ground.backend]
-    run_ranks(command, ground, folder / "log", timeout=timeout)
-    ground.refuse_if_dropped(before, ground.counters())
+    run_job("exchange_rank", told, ground, timeout)
     return read_exchanged(told, job)
+
+
+def add_measured(rows: Rows, job: Job, exchanged: Mapping[str, Exchanged]) -> None:
+    """What every variant took and sent, which cause saves what, and what the cost models say; no calibrations."""
+    names = [name for name, variant in job.variants.items() if variant.computes]
+    costs = fit_costs(job, exchanged)
+    for name in names:
+        add_exchange(rows, job, exchanged, name, baseline=names[0])
+        add_prediction(rows, name, exchanged[name], predicted_seconds(job, name, costs))
+    add_credit(rows, job, exchanged)
+    add_costs(rows, costs, smallest_bytes(job))
 
 
 def make_job(config: DictConfig, topology: Topology) -> tuple[Job, str]:
     """All variants of a cell and a calibration of each dispatcher, and the fingerprint of the text routed."""
-    choices = plain_choices(HydraConfig.get().runtime.choices)
-    routings, profiles, folders = {}, {}, {}
-    for router in routers_of(config, choices):
-        arm = arm_config(config, choices, router, config.seed, config.arm.continuations[0])
-        folder = arm_folder(arm, router, choices)
-        folders[router] = folder if is_told(arm.router) else None
-        routings[router] = read_arm_routing(folder, "held_out", topology.num_devices)
-        profiles[router] = read_arm_routing(folder, "profile", topology.num_devices)
-    variants, placements = {}, {}
-    for one in config.variants:
-        router, where = short_name(one.router), f"{short_name(one.router)}.{one.placement}"
-        placements[where] = place_variant(config, one.placement, folders[one.router], profiles[one.router])
-        for dispatcher in one.dispatchers:
-            variants[f"{router}/{one.placement}/{dispatcher}"] = Variant(router, where, dispatcher)
+    arms, placements, variants = read_variants(config, topology)
+    routings = {name: read_arm_routing(arm.folder, "held_out", topology.num_devices) for name, arm in arms.items()}
     synthetic = calibration(topology, config.exchange.batches * len(routings[PLAIN].source_device))
     job = Job(
         topology,
         variants | synthetic.variants,
-        {short_name(name): stacked(trace.expert_indices, config, topology) for name, trace in routings.items()}
+        {name: stacked(trace.expert_indices, config, topology) for name, trace in routings.items()}
         | synthetic.routings,
         placements | synthetic.placements,
         width=config.exchange.width,
@@ -106,17 +74,6 @@ def make_job(config: DictConfig, topology: Topology) -> tuple[Job, str]:
         seed=config.seed,
     )
     return job, routings[PLAIN].source.data_fingerprint
-
-
-def place_variant(config: DictConfig, name: str, told: Path | None, profile: Any) -> Placement:
-    """The placement that a router was told, or the named one planned on how the router routes training text."""
-    if told is not None:
-        return read_placement(told)
-    return place(compose(config.entry, [f"placement={name}", f"topology={topology_name()}"]), profile)
-
-
-def topology_name() -> str:
-    return plain_choices(HydraConfig.get().runtime.choices)["topology"]
 
 
 def stacked(indices_SLTK: np.ndarray, config: DictConfig, topology: Topology) -> np.ndarray:
@@ -135,10 +92,7 @@ def stacked(indices_SLTK: np.ndarray, config: DictConfig, topology: Topology) ->
 
 @hydra.main(config_path="../conf", config_name="all_to_all", version_base="1.3")
 def main(config: DictConfig) -> None:
-    with user_errors():
-        choices = plain_choices(HydraConfig.get().runtime.choices)
-        labels = [config.setting, f"seed{config.seed}", choices["ground"], choices["topology"]]
-        run_cell(with_arms(config, choices), labels, measure)
+    measure_cell(config, measure)
 
 
 if __name__ == "__main__":

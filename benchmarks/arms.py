@@ -3,24 +3,34 @@
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from benchmarks.cell import cell_folder, compose, compose_with_choices, fingerprint
+from benchmarks.placement_file import read_placement_file, write_placement_file
 from benchmarks.record import Record, read_records
 from benchmarks.recorded import training_config
 from placement.topology import Placement, Topology
-from traces.atomic import write_atomically
 from traces.routing import RoutingTrace
 from traces.store import read_routings
 
 PLAIN = "topk"
+# in the folder of an arm whose router was told where experts live
+PLACEMENT = "placement.npz"
 # the groups whose files name an arm
 HOUSED = ("router", "placement", "topology")
 # what a router can be given, by the key that its YAML has
 PROFILE, DEVICES, NODES = "collaboration", "device_of_expert", "node_of_expert"
+
+
+class Arm(NamedTuple):
+    """A trained arm: the configuration of its training, and where it is kept."""
+
+    config: DictConfig
+    folder: Path
 
 
 @cache
@@ -126,6 +136,19 @@ def arm_folder(arm: DictConfig, router: str, choices: Mapping[str, str]) -> Path
     return folder
 
 
+def trained_arms(config: DictConfig, choices: Mapping[str, str]) -> dict[str, Arm]:
+    """The arms that a cell of one seed compares, by router: those of the first continuation.
+
+    Raises:
+        ValueError: one has not been trained to its end; says how to do that.
+    """
+    arms = {}
+    for router in routers_of(config, choices):
+        arm = arm_config(config, choices, router, config.seed, config.arm.continuations[0])
+        arms[router] = Arm(arm, arm_folder(arm, router, choices))
+    return arms
+
+
 def refuse_overrides(config: DictConfig, choices: Mapping[str, str]) -> None:
     """Refuse keys of an analysis' router, placement or topology that differ from their files: no arm has them.
 
@@ -179,12 +202,13 @@ def place(config: DictConfig, routing: RoutingTrace) -> Placement:
     return instantiate(config.placement)(load_LE, topology, slots_per_device=slots, routing=routing.sets())
 
 
+def placed(config: DictConfig, arm: Arm, topology: Topology) -> Placement:
+    """The placement that an arm's router was told, or the configured one planned on how it routes training text."""
+    if is_told(arm.config.router):
+        return read_placement_file(arm.folder / PLACEMENT)
+    return place(config, read_arm_routing(arm.folder, "profile", topology.num_devices))
+
+
 def write_placement(folder: Path, placement: Placement) -> None:
     """Keep where the experts of an arm were said to live while it was trained."""
-    write_atomically(folder / "placement.npz", lambda file: np.savez_compressed(file, slots=placement.slots))
-
-
-def read_placement(folder: Path) -> Placement:
-    """What `write_placement` kept."""
-    with np.load(folder / "placement.npz", allow_pickle=False) as archive:
-        return Placement(archive["slots"])
+    write_placement_file(folder / PLACEMENT, placement)

@@ -182,7 +182,20 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "absent"
-    return found
+    return found | {"megablocks": _megablocks()}
+
+
+def _megablocks() -> str:
+    """Its version and which of its parts are its own here: on stand-ins a run measures torch."""
+    try:
+        installed = version("megablocks")
+    except PackageNotFoundError:
+        return "absent"
+    # imports torch, which forecasts and plans do without
+    from models.megablocks import native_parts
+
+    native = [part for part, is_native in native_parts().items() if is_native]
+    return f"{installed}, native: {', '.join(native) or 'nothing, torch stand-ins'}"
 
 
 def machine() -> str:

@@ -25,8 +25,8 @@ STAGES: dict[str, tuple[Accounting, ...]] = {
     "per_device": (per_device,),
     "per_node": PER_NODE_STAGES,
 }
-# of the tokens; each size is a layer of the calibration's routing
-SHARES = (0.25, 0.5, 0.75, 1.0)
+# of the tokens; each size is a layer of the calibration's routing. Small ones would time the burst a link lets pass
+SHARES = (0.5, 2 / 3, 5 / 6, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,12 @@ def fit_costs(job: Job, exchanged: Mapping[str, Exchanged]) -> dict[str, CostMod
         seconds = np.concatenate([seconds_of(exchanged[name]) for name in names])
         costs[dispatcher] = fit_cost([CommVolume(one, job.topology) for one in bytes_PGG], seconds)
     return costs
+
+
+def smallest_bytes(job: Job) -> float:
+    """Bytes that the busiest node, inside a node the busiest device, sends in the smallest exchange that is fitted."""
+    sent = [volume(job, name, per_expert) for name, variant in job.variants.items() if not variant.computes]
+    return float(min(np.maximum(one.busiest_node_egress, one.busiest_device_egress).min() for one in sent))
 
 
 def predicted_seconds(job: Job, name: str, costs: Mapping[str, CostModel]) -> Float[np.ndarray, " L"]:

@@ -1,7 +1,7 @@
 """What the ranks of an exchange measurement are told, and what they tell: a folder of plain arrays.
 
 job.json      width, rounds, seed and the variants
-*.npz         a routing (expert_indices (L, T, K), source_device (T,)) or a placement (slots (L, G, C))
+*.npz         a routing (L, T, K) or a placement (benchmarks/placement_file.py)
 rank-R.npz    what rank R measured, see `Exchanged`
 """
 
@@ -9,10 +9,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
+from benchmarks.placement_file import read_placement_file, write_placement_file
 from placement.topology import Placement, Topology
 from traces.atomic import write_atomically, write_text_atomically
 
@@ -25,10 +27,10 @@ DISPATCHERS = {
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to exchange one routing.
+    """One way to exchange one routing, or to train one model.
 
     Attributes:
-        routing: name of a routing of the job.
+        routing: name of a routing of the job: its router's, or a calibration's.
         placement: name of a placement of the job.
         dispatcher: per_expert, per_device or per_node.
         computes: whether experts compute on what arrives; a calibration only moves bytes.
@@ -88,7 +90,7 @@ class Exchanged:
     Attributes:
         dispatch: (R, L) seconds of each round and layer, of the slowest rank.
         combine: (R, L) the same of the way back.
-        compute: (L,) processor seconds of the experts, of the busiest rank.
+        compute: (C, L) seconds of the experts in C of the rounds, of the busiest rank: its processor's or its device's.
         rows: (L, G, G) rows that dispatch sent, by source and destination.
         metadata: (L, G, G) bytes sent beside them.
         wire: (R, N) bytes that each node's interface sent during a round; of grounds without counters 0.
@@ -96,7 +98,7 @@ class Exchanged:
 
     dispatch: Float[np.ndarray, "R L"]
     combine: Float[np.ndarray, "R L"]
-    compute: Float[np.ndarray, " L"]
+    compute: Float[np.ndarray, "C L"]
     rows: Int[np.ndarray, "L G G"]
     metadata: Int[np.ndarray, "L G G"]
     wire: Int[np.ndarray, "R N"]
@@ -104,31 +106,46 @@ class Exchanged:
 
 def write_job(folder: Path, job: Job) -> None:
     """Write what `read_job` reads."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, indices in job.routings.items():
         write_atomically(folder / f"routing-{name}.npz", lambda file, array=indices: np.savez(file, array))
-    for name, placement in job.placements.items():
-        write_atomically(folder / f"placement-{name}.npz", lambda file, array=placement.slots: np.savez(file, array))
-    told = {
-        "topology": asdict(job.topology),
-        "variants": {name: asdict(variant) for name, variant in job.variants.items()},
-        "routings": list(job.routings),
-        "placements": list(job.placements),
-        **{key: getattr(job, key) for key in ("width", "hidden", "rounds", "seed")},
-    }
-    write_text_atomically(folder / "job.json", json.dumps(told, indent=1))
+    numbers = {key: getattr(job, key) for key in ("width", "hidden", "rounds", "seed")}
+    write_told(folder, job.topology, job.variants, job.placements, routings=list(job.routings), **numbers)
 
 
 def read_job(folder: Path) -> Job:
     """Read what `write_job` wrote."""
+    told = read_told(folder)
+    told["routings"] = {name: _array(folder / f"routing-{name}.npz") for name in told["routings"]}
+    return Job(**told)
+
+
+def write_told(
+    folder: Path,
+    topology: Topology,
+    variants: Mapping[str, Variant],
+    placements: Mapping[str, Placement],
+    **rest: Any,
+) -> None:
+    """Write what `read_told` reads: what every job has, and the rest of this one as plain data."""
+    for name, placement in placements.items():
+        write_placement_file(folder / f"placement-{name}.npz", placement)
+    told = {
+        "topology": asdict(topology),
+        "variants": {name: asdict(variant) for name, variant in variants.items()},
+        "placements": list(placements),
+        **rest,
+    }
+    write_text_atomically(folder / "job.json", json.dumps(told, indent=1))
+
+
+def read_told(folder: Path) -> dict[str, Any]:
+    """What `write_told` wrote, by the names of its arguments."""
     told = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    return Job(
-        Topology(**told["topology"]),
-        {name: Variant(**variant) for name, variant in told["variants"].items()},
-        {name: _array(folder / f"routing-{name}.npz") for name in told["routings"]},
-        {name: Placement(_array(folder / f"placement-{name}.npz")) for name in told["placements"]},
-        *(told[key] for key in ("width", "hidden", "rounds", "seed")),
-    )
+    return told | {
+        "topology": Topology(**told["topology"]),
+        "variants": {name: Variant(**variant) for name, variant in told["variants"].items()},
+        "placements": {name: read_placement_file(folder / f"placement-{name}.npz") for name in told["placements"]},
+    }
 
 
 def read_exchanged(folder: Path, job: Job) -> dict[str, Exchanged]:

@@ -19,6 +19,9 @@ from models.experts import LoopExperts
 from routers.base import Routing
 from traces.atomic import write_atomically
 
+# rounds in which experts compute, after the one that warms up: enough for a median
+COMPUTED = 3
+
 
 class Prepared:
     """One variant on this rank: dispatchers, rows and routings of every layer, and what was measured so far."""
@@ -42,33 +45,34 @@ class Prepared:
         }
 
     @torch.no_grad()
-    def exchange(self, counts: bool) -> None:
-        """One round over all layers; experts compute, and what was sent is noted, in the first one only."""
+    def exchange(self, number: int) -> None:
+        """One round over all layers. The first warms up and notes what is sent; in the next experts compute."""
         before = wire_bytes()
-        seconds = [self._layer(layer, counts) for layer in range(len(self.routings))]
+        seconds = [self._layer(layer, number) for layer in range(len(self.routings))]
         dist.barrier()
         self.told["wire"].append(wire_bytes() - before)
-        for key, column in zip(("dispatch", "combine"), zip(*seconds, strict=True), strict=True):
+        columns = dict(zip(("dispatch", "compute", "combine"), zip(*seconds, strict=True), strict=True))
+        if not 0 < number <= COMPUTED:
+            del columns["compute"]
+        for key, column in columns.items():
             self.told[key].append(column)
 
-    def _layer(self, layer: int, counts: bool) -> tuple[float, float]:
+    def _layer(self, layer: int, number: int) -> tuple[float, float, float]:
         dispatcher, routing = self.dispatchers[layer], self.routings[layer]
         begun = together()
         rows, tokens_per_slot, plan = dispatcher.dispatch(self.rows, routing)
         dispatched = finished() - begun
-        if counts:
-            self._count(rows, tokens_per_slot, plan)
+        computed = 0.0
+        if self.computes and number <= COMPUTED:
+            begun = worked()
+            self.experts(rows, tokens_per_slot)
+            computed = worked() - begun
+        if number == 0:
+            self.told["rows"].append(plan.rows_sent.tolist())
+            self.told["metadata"].append(plan.metadata_bytes_sent.tolist())
         begun = together()
         dispatcher.combine(rows, plan)
-        return dispatched, finished() - begun
-
-    def _count(self, rows: torch.Tensor, tokens_per_slot: torch.Tensor, plan: Any) -> None:
-        self.told["rows"].append(plan.rows_sent.tolist())
-        self.told["metadata"].append(plan.metadata_bytes_sent.tolist())
-        begun = time.thread_time()
-        if self.computes:
-            self.experts(rows, tokens_per_slot)
-        self.told["compute"].append(time.thread_time() - begun)
+        return dispatched, computed, finished() - begun
 
 
 def routing(chosen: np.ndarray, num_experts: int, device: torch.device) -> Routing:
@@ -98,6 +102,11 @@ def finished() -> float:
     return time.perf_counter()
 
 
+def worked() -> float:
+    """Seconds that this rank has computed: its processor's, as ranks may share cores; on CUDA its own device's."""
+    return finished() if torch.cuda.is_initialized() else time.thread_time()
+
+
 def wire_bytes() -> int:
     """Bytes that this node's interface has sent so far; 0 on a ground without one."""
     path = Path(f"/sys/class/net/{INTERFACE}/statistics/tx_bytes")
@@ -105,12 +114,12 @@ def wire_bytes() -> int:
 
 
 def measure(job: Job, rank: int, device: torch.device) -> dict[str, np.ndarray]:
-    """All rounds of all variants; the first round, which counts and warms up, is not timed."""
+    """All rounds of all variants; the first one is not timed."""
     prepared = {name: Prepared(job, variant, rank, device) for name, variant in job.variants.items()}
     generator = np.random.default_rng(job.seed)
     for number in range(job.rounds + 1):
         for name in generator.permutation(list(prepared)):
-            prepared[str(name)].exchange(counts=number == 0)
+            prepared[str(name)].exchange(number)
     for one in prepared.values():
         for key in ("dispatch", "combine", "wire"):
             del one.told[key][0]
@@ -125,6 +134,8 @@ def main(folder: Path, backend: str) -> None:
     dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
     found = measure(read_job(folder), rank, device)
     write_atomically(folder / f"rank-{rank}.npz", lambda file: np.savez(file, allow_pickle=False, **found))
+    # another launcher's first rank reads what all wrote
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -1,6 +1,7 @@
 """Records of an exchange measurement."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 from jaxtyping import Float
@@ -8,6 +9,7 @@ from jaxtyping import Float
 from benchmarks.exchange_cost import STAGES, seconds_of, volume
 from benchmarks.exchange_job import Exchanged, Job
 from benchmarks.rows import Rows
+from placement.cost import CostModel
 from placement.volume import CommVolume
 
 
@@ -26,8 +28,8 @@ def add_exchange(rows: Rows, job: Job, exchanged: Mapping[str, Exchanged], name:
     rows.add("exchange_seconds_iqr", float(three_quarters - quarter), method=name, count=rounds)
     ratio = per_round(mine) / per_round(other)
     rows.add("exchange_over_baseline", float(np.median(ratio)), method=name, count=rounds)
-    compute = float(mine.compute.sum())
-    rows.add("compute_seconds_modelled", compute, method=name)
+    compute = float(np.median(mine.compute.sum(1)))
+    rows.add("compute_seconds_modelled", compute, method=name, count=len(mine.compute))
     whole = seconds["exchange"] + compute
     rows.add("all_to_all_share_modelled", float(np.median(seconds["exchange"] / whole)), method=name, count=rounds)
     add_bytes(rows, job, name, mine)
@@ -83,6 +85,14 @@ def add_prediction(rows: Rows, name: str, mine: Exchanged, predicted: Float[np.n
     measured = float(seconds_of(mine).sum())
     rows.add("predicted_seconds", float(predicted.sum()), method=name)
     rows.add("prediction_error", abs(float(predicted.sum()) / measured - 1.0), method=name)
+
+
+def add_costs(rows: Rows, costs: Mapping[str, CostModel], smallest_bytes: float) -> None:
+    """Each dispatcher's fitted cost model, and bytes of the busiest node in the smallest exchange it was fitted to."""
+    for dispatcher, cost in costs.items():
+        for name, value in asdict(cost).items():
+            rows.add(f"cost/{name}", value, method=dispatcher)
+        rows.add("cost/smallest_bytes", smallest_bytes, method=dispatcher)
 
 
 def per_round(exchanged: Exchanged) -> Float[np.ndarray, " R"]:

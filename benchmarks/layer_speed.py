@@ -26,7 +26,8 @@ from scipy import stats
 from torch.profiler import profile
 
 from benchmarks.cell import machine
-from benchmarks.layer_steps import IMPLEMENTATIONS, ZIPF_EXPONENT, Size, Step, build
+from benchmarks.layer_steps import IMPLEMENTATIONS, Size, build, difference
+from benchmarks.layer_timing import SKEWS, Step
 from traces.atomic import write_text_atomically
 
 TOLERANCE = 1e-5
@@ -43,17 +44,11 @@ GRIDS = {
     "full": [
         Size(dim, num_experts, num_tokens, top_k, load)
         for dim, num_experts, num_tokens, load in itertools.product(
-            (64, 128, 256, 512), (8, 16, 32, 64), (2048, 4096, 8192), ZIPF_EXPONENT
+            (64, 128, 256, 512), (8, 16, 32, 64), (2048, 4096, 8192), SKEWS
         )
         for top_k in ((2, 4) if num_experts >= 32 else (2,))
     ],
 }
-
-
-def difference(first: Step, second: Step) -> float:
-    """Largest difference in output and gradients, as a share of the largest value of each."""
-    pairs = zip(first.results(), second.results(), strict=True)
-    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
 def paired_seconds(first: Callable[[], object], second: Callable[[], object], pairs: int) -> Float[np.ndarray, "P 2"]:

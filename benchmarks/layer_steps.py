@@ -5,8 +5,8 @@ gate and its experts are called as the block calls them): we have none, and even
 block. Experts are as wide as the model, F = D, narrower than most: the less the matrix products take, the more the rest
 shows.
 
-Loads are drawn, not learned: the gates read the first E coordinates of a token as its logits, and these are the
-logarithm of each expert's share plus Gumbel noise, so the K best are a draw without replacement by these shares.
+Loads are drawn, not learned: the gates read the first E coordinates of a token as its logits, and these are drawn by
+each expert's share (benchmarks/layer_timing.py).
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.layer_timing import SKEWS, Step, draw_logits
 from models.dispatch import LocalDispatcher
 from models.dispatch.seam import nothing
 from models.gated_experts import GatedExperts
@@ -34,12 +35,11 @@ except ImportError:
     raise ImportError("the comparison needs transformers: pip install -e .[hf]") from None
 
 IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
-ZIPF_EXPONENT = {"uniform": 0.0, "zipf": 1.0}
 
 
 @dataclass(frozen=True)
 class Size:
-    """One layer and its batch: D, E, T, K, and whether experts share tokens evenly or as 1 / rank."""
+    """One layer and its batch: D, E, T, K, and how experts share tokens, a key of SKEWS."""
 
     dim: int
     num_experts: int
@@ -70,9 +70,9 @@ class HuggingFaceLayer(nn.Module):
         block = Qwen2MoeSparseMoeBlock(config)
         self.gate, self.experts = block.gate, block.experts
 
-    def forward(self, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+    def forward(self, x_TD: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"]) -> tuple[Float[Tensor, "T D"]]:
         _, weights_TK, chosen_TK = self.gate(x_TD)
-        return self.experts(x_TD, chosen_TK, weights_TK)
+        return (self.experts(x_TD, chosen_TK, weights_TK),)
 
     def load(self, gate: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> None:
         for own, given in zip(self.parameters(), (gate, gate_up_proj, down_proj), strict=True):
@@ -118,70 +118,38 @@ class PlainGatedExperts(GatedExperts):
         return F.silu(gate_NF) * up_NF
 
 
-class OurLayer(nn.Module):
+class OurLayer(MoELayer):
     """Our layer; `plain` is the one that `LocalDispatcher` and `GatedExperts` make faster."""
 
+    experts: GatedExperts
+
     def __init__(self, size: Size, plain: bool = False) -> None:
-        super().__init__()
         router = TopK(size.dim, size.num_experts, 0, top_k=size.top_k)
         experts = (PlainGatedExperts if plain else GatedExperts)(size.num_experts, size.dim, size.dim)
-        self.layer = MoELayer(router, experts, PlainDispatcher() if plain else LocalDispatcher())
-        self.experts = experts
-        self.token_ids = torch.zeros(size.num_tokens, dtype=torch.int64)
-
-    def forward(self, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-        return self.layer(x_TD, self.token_ids)[0]
+        super().__init__(router, experts, PlainDispatcher() if plain else LocalDispatcher())
 
     def load(self, gate: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> None:
-        self.layer.router.gate.weight.data.copy_(gate)
+        self.router.gate.weight.data.copy_(gate)
         self.experts.load_hugging_face(gate_up_proj, down_proj)
 
     def gradients(self) -> list[Tensor]:
         """By gate and both weights, as Hugging Face lays them out."""
-        own = [self.layer.router.gate.weight, self.experts.w1, self.experts.w2]
-        of_gate, of_w1, of_w2 = map(_gradient, own)
+        of_gate, of_w1, of_w2 = map(_gradient, (self.router.gate.weight, self.experts.w1, self.experts.w2))
         return [of_gate, of_w1.mT, of_w2.mT]
 
 
 Layer = HuggingFaceLayer | OurLayer
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
+def _gradient(parameter: Tensor) -> Tensor:
     assert parameter.grad is not None, "a backward pass came before"
     return parameter.grad
-
-
-@dataclass(frozen=True)
-class Step:
-    """Forward and backward of one layer on given tokens (T, D) and a given gradient (T, D) of its output."""
-
-    layer: Layer
-    x_TD: Tensor
-    gradient_TD: Tensor
-
-    def __call__(self) -> Tensor:
-        self.clear()
-        out_TD = self.layer(self.x_TD)
-        out_TD.backward(self.gradient_TD)
-        return out_TD.detach()
-
-    def clear(self) -> None:
-        """Let go of the last step's gradients."""
-        self.layer.zero_grad()
-        self.x_TD.grad = None
-
-    def results(self) -> list[Tensor]:
-        """Output and all gradients of one step."""
-        out_TD = self()
-        assert self.x_TD.grad is not None
-        return [out_TD, self.x_TD.grad, *self.layer.gradients()]
 
 
 def draw_tokens(size: Size, generator: np.random.Generator) -> Float[Tensor, "T D"]:
     """Normal tokens whose first E coordinates are the gate's logits."""
     tokens = generator.standard_normal((size.num_tokens, size.dim))
-    log_share = -ZIPF_EXPONENT[size.load] * np.log(np.arange(1, size.num_experts + 1))
-    tokens[:, : size.num_experts] = log_share + generator.gumbel(size=(size.num_tokens, size.num_experts))
+    tokens[:, : size.num_experts] = draw_logits(size.num_tokens, size.num_experts, SKEWS[size.load], generator)
     return torch.from_numpy(tokens).float()
 
 
@@ -196,10 +164,18 @@ def build(size: Size, seed: int = 0) -> dict[str, Step]:
     layers |= {name: HuggingFaceLayer(size, name) for name in IMPLEMENTATIONS}
     for layer in layers.values():
         layer.load(torch.eye(size.num_experts, size.dim), *weights)
-    return {name: Step(layer, x_TD.clone().requires_grad_(), gradient_TD) for name, layer in layers.items()}
+    token_ids = torch.zeros(size.num_tokens, dtype=torch.int64)
+    return {name: Step(layer, x_TD.clone().requires_grad_(), token_ids, gradient_TD) for name, layer in layers.items()}
+
+
+def results(step: Step) -> list[Tensor]:
+    """Output and all gradients of one step."""
+    out_TD = step()
+    assert step.x_TD.grad is not None
+    return [out_TD, step.x_TD.grad, *step.layer.gradients()]
 
 
 def difference(first: Step, second: Step) -> float:
     """Largest difference in output and gradients, as a share of the largest value of each."""
-    pairs = zip(first.results(), second.results(), strict=True)
+    pairs = zip(results(first), results(second), strict=True)
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)

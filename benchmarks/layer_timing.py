@@ -4,7 +4,8 @@ All variants have the same router and the same prescribed choices, so they diffe
 are interleaved: a slow minute of the machine falls on all of them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ class Size(NamedTuple):
 
 
 SIZES = (Size(4096, 512, 2048, 16, 2), Size(8192, 1024, 4096, 8, 2), Size(16384, 1024, 512, 64, 8))
+# experts share tokens evenly, or as 1 / rank
 SKEWS = {"uniform": 0.0, "zipf": 1.0}
 
 
@@ -65,11 +67,19 @@ class PaddedExperts(Experts):
 
 def draw_choices(size: Size, skew: float, seed: int = 0) -> Int[Tensor, "T K"]:
     """K different experts a token, expert e as often as 1 / (e + 1) ** skew would have it."""
-    rng = np.random.default_rng(seed)
-    share = 1 / np.arange(1, size.num_experts + 1) ** skew
-    # the K largest of log share + Gumbel noise are a draw without replacement
-    noisy = np.log(share) + rng.gumbel(size=(size.tokens, size.num_experts))
-    return torch.from_numpy(np.argsort(-noisy, axis=1)[:, : size.top_k].copy())
+    logits_TE = draw_logits(size.tokens, size.num_experts, skew, np.random.default_rng(seed))
+    return torch.from_numpy(np.argsort(-logits_TE, axis=1)[:, : size.top_k].copy())
+
+
+def draw_logits(
+    num_tokens: int, num_experts: int, skew: float, generator: np.random.Generator
+) -> Float[np.ndarray, "T E"]:
+    """The logarithm of each expert's share, 1 / (e + 1) ** skew, plus Gumbel noise.
+
+    A token's K largest are a draw without replacement by these shares (Kool et al., 2019, arXiv 1903.06059).
+    """
+    log_share_E = -skew * np.log(np.arange(1, num_experts + 1))
+    return log_share_E + generator.gumbel(size=(num_tokens, num_experts))
 
 
 def ours(experts: Callable[..., Experts], router: Router, size: Size) -> nn.Module:
@@ -96,7 +106,7 @@ VARIANTS: dict[str, Callable[[Router, Size], nn.Module]] = {
 
 
 def compare(
-    size: Size, skew: str, device: torch.device, rounds: int, clock: Callable[[Callable[[], None]], float]
+    size: Size, skew: str, device: torch.device, rounds: int, clock: Callable[[Callable[[], object]], float]
 ) -> Iterator[dict[str, Any]]:
     """One row a variant: `median_ms` with quartiles, or `reason` where it cannot run.
 
@@ -125,21 +135,37 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
+@dataclass(frozen=True)
+class Step:
+    """Forward and backward of a layer, (x_TD, token_ids) -> (out_TD, ...), on given tokens (T, D) with their ids (T,)
+    and a given gradient (T, D) of its output."""
+
+    layer: Any
+    x_TD: Tensor
+    token_ids: Tensor
+    gradient_TD: Tensor
+
+    def __call__(self) -> Tensor:
+        self.clear()
+        out_TD = self.layer(self.x_TD, self.token_ids)[0]
+        out_TD.backward(self.gradient_TD)
+        return out_TD.detach()
+
+    def clear(self) -> None:
+        """Let go of the last step's gradients."""
+        self.layer.zero_grad()
+        self.x_TD.grad = None
+
+
 def make_step(
     build: Callable[[Router, Size], nn.Module], chosen: Int[Tensor, "T K"], size: Size, device: torch.device
-) -> Callable[[], None]:
+) -> Step:
     """A layer's forward and backward pass, warmed up."""
     layer = build(Prescribed(chosen, size.dim, size.num_experts), size).to(device, precision(device))
     shape, generator = (size.tokens, size.dim), torch.Generator().manual_seed(0)
     x_TD, gradient_TD = (torch.randn(shape, generator=generator).to(device, precision(device)) for _ in range(2))
     token_ids = torch.zeros(size.tokens, dtype=torch.long, device=device)
-    x_TD.requires_grad_()
-
-    def step() -> None:
-        layer.zero_grad()
-        x_TD.grad = None
-        layer(x_TD, token_ids)[0].backward(gradient_TD)
-
+    step = Step(layer, x_TD.requires_grad_(), token_ids, gradient_TD)
     for _ in range(WARM_UP):
         step()
     return step
@@ -151,7 +177,7 @@ def precision(device: torch.device) -> torch.dtype:
 
 
 def interleave(
-    steps: dict[str, Callable[[], None]], rounds: int, clock: Callable[[Callable[[], None]], float]
+    steps: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[Callable[[], object]], float]
 ) -> dict[str, list[float]]:
     """Milliseconds of each step, each round in another order."""
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -168,7 +194,7 @@ def summary(times: list[float]) -> dict[str, float]:
     return {"median_ms": float(middle), "low_ms": float(low), "high_ms": float(high), "rounds": len(times)}
 
 
-def cuda_clock(step: Callable[[], None]) -> float:
+def cuda_clock(step: Callable[[], object]) -> float:
     """Milliseconds of one step between two events on the device; the host's work counts where it holds that up."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()

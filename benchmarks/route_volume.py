@@ -17,15 +17,12 @@ from omegaconf import DictConfig
 
 from benchmarks.arms import (
     PLAIN,
-    arm_config,
-    arm_folder,
-    is_told,
-    place,
+    placed,
     read_arm_routing,
-    read_placement,
     read_quality,
     refuse_overrides,
     short_name,
+    trained_arms,
     with_arms,
 )
 from benchmarks.cell import Measurement, plain_choices, run_cell, user_errors
@@ -53,27 +50,17 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     """Count the volume of an arm's held-out routing; credit what it saves to its causes."""
     choices = plain_choices(HydraConfig.get().runtime.choices)
     topology: Topology = instantiate(config.topology)
-    routings, placements, folders = {}, {}, {}
-    for router in dict.fromkeys((PLAIN, choices["router"])):
-        arm = arm_config(config, choices, router, config.seed, config.arm.continuations[0])
-        folders[router] = arm_folder(arm, router, choices)
-        routings[router] = read_arm_routing(folders[router], "held_out", topology.num_devices)
-        placements[router] = placed(config, arm, folders[router], topology)
+    arms = trained_arms(config, choices)
+    routings = {name: read_arm_routing(arm.folder, "held_out", topology.num_devices) for name, arm in arms.items()}
+    placements = {name: placed(config, arm, topology) for name, arm in arms.items()}
     router = choices["router"]
     rows = Rows(config, method=f"{short_name(router)}/{choices['placement']}", ground="trace")
-    row_bytes = int(arm.model.dim) * config.bytes_per_value
+    row_bytes = int(arms[router].config.model.dim) * config.bytes_per_value
     add_volume(rows, routings[router], placements[router], topology, row_bytes)
     add_balance(rows, routings[router], placements[router])
-    add_quality(rows, folders[router], folders[PLAIN])
+    add_quality(rows, arms[router].folder, arms[PLAIN].folder)
     add_credit(rows, routings, placements, router, topology)
     return Measurement(rows.records, data_fingerprint=routings[router].source.data_fingerprint)
-
-
-def placed(config: DictConfig, arm: DictConfig, folder: Path, topology: Topology) -> Placement:
-    """The placement that the arm's router was told, or one planned on how the arm routes training text."""
-    if is_told(arm.router):
-        return read_placement(folder)
-    return place(config, read_arm_routing(folder, "profile", topology.num_devices))
 
 
 def add_volume(rows: Rows, routing: RoutingTrace, placement: Placement, topology: Topology, row_bytes: int) -> None:

@@ -1,33 +1,19 @@
 """What the ranks of a measurement of whole steps are told, and what they tell.
 
-job.json        variants, blocks, steps, seed, and the trained run of each model
-MODEL.npz       its placement, slots (L, G, C)
-measured.npz    seconds a step of each rank, block and part (G, B, parts) by variant
+job.json            variants, blocks, steps, seed, and the trained run of each model
+placement-*.npz     where its experts live (benchmarks/placement_file.py)
+measured.npz        seconds a step of each rank, block and part (G, B, parts) by variant
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from benchmarks.exchange_job import Variant, read_told, write_told
 from placement.topology import Placement, Topology
-from traces.atomic import write_atomically, write_text_atomically
-
-
-@dataclass(frozen=True)
-class StepVariant:
-    """One way to train.
-
-    Attributes:
-        model: name of a model of the job.
-        dispatcher: per_expert, per_device or per_node.
-    """
-
-    model: str
-    dispatcher: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +22,8 @@ class StepJob:
 
     Attributes:
         topology: nodes and devices, one rank a device.
-        runs: by model: the folder of the trained run whose weights it has.
-        placements: by model: where its experts live.
+        runs: by placement, each of which has a model of its own: the folder of the trained run with its weights.
+        placements: by name, in the same order.
         variants: by name.
         blocks: measured ones of each variant; one more warms up.
         steps: of a block.
@@ -48,7 +34,7 @@ class StepJob:
     topology: Topology
     runs: Mapping[str, str]
     placements: Mapping[str, Placement]
-    variants: Mapping[str, StepVariant]
+    variants: Mapping[str, Variant]
     blocks: int
     steps: int
     seed: int
@@ -57,27 +43,13 @@ class StepJob:
 
 def write_job(folder: Path, job: StepJob) -> None:
     """Write what `read_job` reads."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, placement in job.placements.items():
-        write_atomically(folder / f"{name}.npz", lambda file, slots=placement.slots: np.savez(file, slots=slots))
-    told = {
-        "topology": asdict(job.topology),
-        "variants": {name: asdict(variant) for name, variant in job.variants.items()},
-        **{key: getattr(job, key) for key in ("runs", "blocks", "steps", "seed", "outputs")},
-    }
-    write_text_atomically(folder / "job.json", json.dumps(told, indent=1))
+    rest = {key: getattr(job, key) for key in ("runs", "blocks", "steps", "seed", "outputs")}
+    write_told(folder, job.topology, job.variants, job.placements, **rest)
 
 
 def read_job(folder: Path) -> StepJob:
     """Read what `write_job` wrote."""
-    told = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    topology = Topology(**told.pop("topology"))
-    variants = {name: StepVariant(**variant) for name, variant in told.pop("variants").items()}
-    placements = {}
-    for name in told["runs"]:
-        with np.load(folder / f"{name}.npz", allow_pickle=False) as archive:
-            placements[name] = Placement(archive["slots"])
-    return StepJob(topology, placements=placements, variants=variants, **told)
+    return StepJob(**read_told(folder))
 
 
 def read_measured(folder: Path) -> dict[str, Float[np.ndarray, "G B parts"]]:

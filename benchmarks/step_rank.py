@@ -90,7 +90,7 @@ class Steps(L.LightningModule):
     def _block(self, name: str, block: int) -> list[float]:
         """Seconds a step of each part, on this rank; ranks begin together."""
         variant, steps, timer = self.job.variants[name], self.job.steps, StepTimer(clock_of(self.device))
-        number = list(self.job.runs).index(variant.model)
+        number = list(self.job.runs).index(variant.placement)
         model = self.models[number]
         set_dispatcher(model, variant.dispatcher)
         dist.barrier()

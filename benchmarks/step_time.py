@@ -7,25 +7,22 @@ machine falls on all of them. Ranks must not outnumber cores, or the scheduler w
 """
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import hydra
 import numpy as np
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from jaxtyping import Float
 from omegaconf import DictConfig
 
-from benchmarks.all_to_all import place_variant
-from benchmarks.arms import arm_config, arm_folder, is_told, read_arm_routing, routers_of, short_name, with_arms
-from benchmarks.cell import Measurement, is_first_process, plain_choices, run_cell, user_errors
+from benchmarks.arms import PLAIN, read_arm_routing
+from benchmarks.cell import Measurement, is_first_process
 from benchmarks.cluster.ground import Ground
-from benchmarks.cluster.ranks import run_ranks
+from benchmarks.measured_arms import measure_cell, read_variants, run_job
 from benchmarks.rows import Rows
-from benchmarks.step_job import StepJob, StepVariant, read_measured, write_job
+from benchmarks.step_job import StepJob, read_measured, write_job
 from models.callbacks.step_timer import PARTS, REST
 from placement.topology import Topology
 
@@ -39,12 +36,14 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     ground: Ground = instantiate(config.ground)(topology.nodes, topology.devices_per_node)
     refuse_crowded(ground)
     job, fingerprint = make_job(config, topology)
+    told = folder / "steps"
     with ground:
-        run_steps(job, ground, folder, 60.0 * config.step.timeout_minutes)
+        write_job(told, job)
+        run_job("step_rank", told, ground, 60.0 * config.step.timeout_minutes)
     rows = Rows(config, ground=ground.name)
     # another launcher's other ranks: the first one alone was told what all measured
     if is_first_process():
-        add_steps(rows, read_measured(folder / "steps"), config.seed)
+        add_steps(rows, read_measured(told), config.seed)
         rows.add("load_average", os.getloadavg()[0])
     return Measurement(rows.records, data_fingerprint=fingerprint)
 
@@ -66,38 +65,12 @@ def usable_cores() -> int:
 
 def make_job(config: DictConfig, topology: Topology) -> tuple[StepJob, str]:
     """All variants of a cell, and the fingerprint of the text."""
-    choices = plain_choices(HydraConfig.get().runtime.choices)
-    profiles, folders, told = {}, {}, {}
-    for router in routers_of(config, choices):
-        arm = arm_config(config, choices, router, config.seed, config.arm.continuations[0])
-        folders[router] = arm_folder(arm, router, choices)
-        told[router] = folders[router] if is_told(arm.router) else None
-        profiles[router] = read_arm_routing(folders[router], "profile", topology.num_devices)
-    runs, placements, variants = {}, {}, {}
-    for one in config.variants:
-        model = f"{short_name(one.router)}.{one.placement}"
-        runs[model] = str(folders[one.router].resolve())
-        placements[model] = place_variant(config, one.placement, told[one.router], profiles[one.router])
-        for dispatcher in one.dispatchers:
-            variants[f"{short_name(one.router)}/{one.placement}/{dispatcher}"] = StepVariant(model, dispatcher)
+    arms, placements, variants = read_variants(config, topology)
+    runs = {one.placement: str(arms[one.routing].folder.resolve()) for one in variants.values()}
     step, outputs = config.step, str(Path(config.outputs).resolve())
     job = StepJob(topology, runs, placements, variants, step.blocks, step.steps, config.seed, outputs)
-    return job, next(iter(profiles.values())).source.data_fingerprint
-
-
-def run_steps(job: StepJob, ground: Ground, folder: Path, timeout: float) -> None:
-    """Start the ranks and wait for them; what they measured lies in FOLDER/steps.
-
-    Raises:
-        ValueError: the ground dropped packets, so seconds mean nothing.
-        RankFailed: a rank failed.
-    """
-    told = folder / "steps"
-    write_job(told, job)
-    before = ground.counters()
-    command = [sys.executable, "-m", "benchmarks.step_rank", str(told.resolve()), ground.backend]
-    run_ranks(command, ground, folder / "log", timeout=timeout)
-    ground.refuse_if_dropped(before, ground.counters())
+    profile = read_arm_routing(arms[PLAIN].folder, "profile", topology.num_devices)
+    return job, profile.source.data_fingerprint
 
 
 def add_steps(rows: Rows, measured: Mapping[str, Float[np.ndarray, "G B parts"]], seed: int) -> None:
@@ -135,10 +108,7 @@ def interval(values: Float[np.ndarray, " B"], seed: int) -> tuple[float, float]:
 
 @hydra.main(config_path="../conf", config_name="step_time", version_base="1.3")
 def main(config: DictConfig) -> None:
-    with user_errors():
-        choices = plain_choices(HydraConfig.get().runtime.choices)
-        labels = [config.setting, f"seed{config.seed}", choices["ground"], choices["topology"]]
-        run_cell(with_arms(config, choices), labels, measure)
+    measure_cell(config, measure)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from models.callbacks.recorder import LoadRecorder
 from models.callbacks.volume import VolumeRecorder
 from models.data import TextDataModule
 from models.expert_parallel import ExpertParallelStrategy
+from models.expert_parallel.fully_sharded import FullyShardedExpertParallelStrategy
 from models.language_model import LanguageModel
 from models.moe import MoELayer
 from models.transformer import Transformer
@@ -177,7 +178,8 @@ def check_memory(module: LanguageModel, strategy: Strategy) -> None:
     with torch.device("meta"):
         decoder = module.build()
     devices = strategy.topology.num_devices if isinstance(strategy, ExpertParallelStrategy) else 1
-    needed, held = bytes_needed(decoder, devices), torch.cuda.get_device_properties(device).total_memory
+    shares_dense = isinstance(strategy, FullyShardedExpertParallelStrategy)
+    needed, held = bytes_needed(decoder, devices, shares_dense), torch.cuda.get_device_properties(device).total_memory
     if needed > held:
         raise ValueError(
             f"weights, gradients and Adam states need {needed / 1e9:.0f} GB on every device, this one has "
@@ -185,13 +187,14 @@ def check_memory(module: LanguageModel, strategy: Strategy) -> None:
         )
 
 
-def bytes_needed(decoder: Transformer, num_devices: int) -> int:
-    """Bytes of weights, gradients and Adam states on a device, of experts dealt to so many devices."""
+def bytes_needed(decoder: Transformer, num_devices: int, shares_dense: bool = False) -> int:
+    """Bytes of weights, gradients and Adam states on a device, of experts dealt to so many devices, the rest too or
+    not."""
     experts = [layer.experts for layer in decoder.modules() if isinstance(layer, MoELayer)]
     of_experts = sum(parameter[0].numel() for one in experts for parameter in one.parameters())
     slots = -(-decoder.num_experts // num_devices)
-    whole = sum(parameter.numel() for parameter in decoder.parameters())
-    return 16 * (whole - (decoder.num_experts - slots) * of_experts)
+    dense = sum(parameter.numel() for parameter in decoder.parameters()) - decoder.num_experts * of_experts
+    return 16 * (slots * of_experts + (-(-dense // num_devices) if shares_dense else dense))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -74,7 +75,9 @@ class MoELayer(nn.Module):
         aside_TD: list[Tensor] = []
         shared = self.shared
         meanwhile = nothing if shared is None else lambda: aside_TD.append(shared(x_TD))
-        rows, tokens_per_expert, plan = self.dispatcher.dispatch(x_TD, self._limited(routing), meanwhile)
+        # rows travel as experts compute, a token's outputs are summed in the layer's own precision
+        weighed = routing._replace(expert_weights=routing.expert_weights.to(x_TD.dtype))
+        rows, tokens_per_expert, plan = self.dispatcher.dispatch(as_computed(x_TD), self._limited(weighed), meanwhile)
         out_TD = self.dispatcher.combine(self.experts(rows, tokens_per_expert), plan)
         out_TD = sum(aside_TD, start=out_TD)
         load = count_tokens(routing.expert_indices, self.router.num_experts)
@@ -91,3 +94,9 @@ class MoELayer(nn.Module):
         num_tokens, num_experts = routing.scores.shape
         limit = capacity(num_tokens, self.router.top_k, num_experts, factor)
         return drop_over_capacity(routing, limit)
+
+
+def as_computed(x: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+    """Rows in the precision in which experts compute them: autocast's, where it is on."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

@@ -43,10 +43,10 @@ class VolumeRecorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._parts = []
         layer = next(module for module in pl_module.modules() if isinstance(module, MoELayer))
-        self._hook = layer.register_forward_pre_hook(self._measure_row)
+        self._hook = layer.experts.register_forward_pre_hook(self._measure_row)
 
-    def _measure_row(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        # the precision that a layer is given is autocast's choice
+    def _measure_row(self, experts: nn.Module, inputs: tuple[Any, ...]) -> None:
+        # the precision in which rows travel is autocast's choice
         self._row_bytes = inputs[0].shape[1] * inputs[0].element_size()
 
     def on_train_batch_end(

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from models.dispatch.exchange import Exchange, exchange_counts
+from routers.losses import count_tokens
 
 
 class Pairs(NamedTuple):
@@ -37,9 +38,10 @@ class Hop:
         num_rows: rows that could be sent.
         sent_row: (S,) the row of each copy sent, sorted by destination.
         exchange: of the copies.
-        travelling: (R, D) what arrives, not to be read before `receive`.
-        pairs: what arrived beside them.
-        pairs_per_key: (keys,) pairs that arrived for each key.
+        travelling: (R, D) the copies, not to be read before `receive`.
+        beside: exchanges of the pairs' places and weights.
+        travelling_beside: (P,) each, not to be read before `receive` either.
+        counts_received: (G, 1 + keys) rows, then pairs for each key, from each device.
         rows_sent: (G,) copies sent to each device, the own one included.
         metadata_bytes_sent: (G,) bytes sent beside them.
     """
@@ -48,23 +50,34 @@ class Hop:
     sent_row: Int[Tensor, " S"]
     exchange: Exchange
     travelling: Float[Tensor, "R D"]
-    pairs: Pairs
-    pairs_per_key: Int[Tensor, " keys"]
+    beside: tuple[Exchange, Exchange]
+    travelling_beside: tuple[Int[Tensor, " P"], Float[Tensor, " P"]]
+    counts_received: Int[Tensor, "G n"]
     rows_sent: Int[Tensor, " G"]
     metadata_bytes_sent: Int[Tensor, " G"]
 
-    def receive(self) -> Float[Tensor, "R D"]:
-        """The copies that arrived, sorted by source."""
-        return self.exchange.wait(self.travelling)
+    @property
+    def pairs_per_key(self) -> Int[Tensor, " keys"]:
+        """(keys,) pairs that arrived for each key."""
+        return self.counts_received[:, 1:].sum(0)
+
+    def receive(self) -> tuple[Float[Tensor, "R D"], Pairs]:
+        """The copies that arrived, sorted by source, and the pairs that came beside them."""
+        rows_RD = self.exchange.wait(self.travelling)
+        place_P, weight_P = (one.wait(sent) for one, sent in zip(self.beside, self.travelling_beside, strict=True))
+        return rows_RD, _arrived(place_P, self.counts_received, weight_P)
 
     def give_back(self, y_RD: Float[Tensor, "R D"]) -> Float[Tensor, " rows D"]:
-        """Send each copy's result back where it came from; a row's results are summed (rows, D)."""
-        returned_SD = self.exchange.back(y_RD)
+        """Send each copy's result back where it came from; a row's results are summed (rows, D).
+
+        Results travel in the precision in which the copies came and are summed in their own.
+        """
+        returned_SD = self.exchange.back(y_RD.to(self.travelling.dtype)).to(y_RD.dtype)
         return returned_SD.new_zeros(self.num_rows, y_RD.shape[1]).index_add(0, self.sent_row, returned_SD)
 
 
 def start_hop(x_RD: Float[Tensor, " rows D"], pairs: Pairs, num_keys: int, group: dist.ProcessGroup) -> Hop:
-    """Send each row once to every distinct device of its pairs.
+    """Send each row once to every distinct device of its pairs; nothing is waited for but the counts.
 
     Args:
         x_RD: (rows, D) the rows.
@@ -77,23 +90,27 @@ def start_hop(x_RD: Float[Tensor, " rows D"], pairs: Pairs, num_keys: int, group
     needs_GR = torch.zeros(num_devices, num_rows, dtype=torch.bool, device=x_RD.device)
     needs_GR[device, row] = True
     rows_sent_G = needs_GR.sum(1)
-    pairs_GK = torch.bincount(key, minlength=num_devices * num_keys).view(num_devices, num_keys)
+    pairs_GK = count_tokens(key[:, None], num_devices * num_keys).view(num_devices, num_keys)
     counts_sent = torch.cat([rows_sent_G[:, None], pairs_GK], 1)
     counts_received = exchange_counts(counts_sent, group)
     rows_out, rows_in, pairs_out, pairs_in = _splits(counts_sent, counts_received)
     sent_row = needs_GR.nonzero()[:, 1]
     of_rows = Exchange(rows_out, rows_in, group)
-    of_weights, of_places = Exchange(pairs_out, pairs_in, group), Exchange(pairs_out, pairs_in, group)
+    beside = Exchange(pairs_out, pairs_in, group), Exchange(pairs_out, pairs_in, group)
     travelling = of_rows.start(x_RD[sent_row])
-    place = (needs_GR.cumsum(1) - 1)[device, row].to(torch.int32)
-    weight = pairs.weight[order]
-    arrived = _arrived(of_places(place), counts_received, of_weights(weight))
+    place, weight = (needs_GR.cumsum(1) - 1)[device, row].to(torch.int32), pairs.weight[order]
+    travelling_beside = beside[0].start(place), beside[1].start(weight)
     metadata = pairs_GK.sum(1) * (place.element_size() + weight.element_size()) + counts_sent[0].nbytes
-    return Hop(num_rows, sent_row, of_rows, travelling, arrived, counts_received[:, 1:].sum(0), rows_sent_G, metadata)
+    return Hop(
+        num_rows, sent_row, of_rows, travelling, beside, travelling_beside, counts_received, rows_sent_G, metadata
+    )
 
 
 def _splits(sent: Int[Tensor, "G n"], received: Int[Tensor, "G n"]) -> list[list[int]]:
-    """Rows sent, rows received, pairs sent, pairs received by device: the one wait of the host for the device."""
+    """Rows sent, rows received, pairs sent, pairs received by device, for which the host waits.
+
+    It waits once more for `nonzero`, here and where choices are addressed.
+    """
     both = torch.stack([sent[:, 0], received[:, 0], sent[:, 1:].sum(1), received[:, 1:].sum(1)])
     return both.tolist()
 

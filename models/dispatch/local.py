@@ -70,7 +70,7 @@ class LocalDispatcher:
         """Rows (N, D) sorted by expert, tokens of each expert (E,), and the plan; `meanwhile` is called once."""
         meanwhile()
         cut = x_TD.device.type == "cpu" if self.cut_absent is None else self.cut_absent
-        plan = (_plan_cut if cut else _plan_whole)(routing, x_TD.dtype)
+        plan = (_plan_cut if cut else _plan_whole)(routing)
         rows_ND = Spread.apply(x_TD, plan.token, plan.row, plan.first)
         if plan.absent is not None:
             rows_ND = rows_ND.masked_fill(plan.absent, 0)
@@ -80,16 +80,16 @@ class LocalDispatcher:
         """Weighted sum of each token's expert outputs (T, D); a token without experts gets zeros."""
         if plan.absent is not None:
             y_ND = y_ND.masked_fill(plan.absent, 0)
-        # half precision outputs (autocast) under single precision weights are summed in single precision
+        # half precision outputs under single precision weights are summed in single precision
         y_ND = y_ND.to(torch.promote_types(y_ND.dtype, plan.weight.dtype))
         return Sum.apply(y_ND, plan.weight, plan.token, plan.choice, plan.row, plan.first)
 
 
-def _plan_cut(routing: Routing, dtype: torch.dtype) -> LocalPlan:
+def _plan_cut(routing: Routing) -> LocalPlan:
     """Only choices that name an expert."""
     is_present = routing.expert_indices >= 0
     if is_present.all():
-        return replace(_plan_whole(routing, dtype), absent=None)
+        return replace(_plan_whole(routing), absent=None)
     flat, present = routing.expert_indices.reshape(-1), is_present.reshape(-1).nonzero()[:, 0]
     choice, of_token = flat[present].argsort(stable=True), is_present.sum(-1)
     return LocalPlan(
@@ -97,11 +97,11 @@ def _plan_cut(routing: Routing, dtype: torch.dtype) -> LocalPlan:
         choice=choice,
         row=_inverse(choice),
         first=of_token.cumsum(0) - of_token,
-        weight=routing.expert_weights.reshape(-1)[present].to(dtype),
+        weight=routing.expert_weights.reshape(-1)[present],
     )
 
 
-def _plan_whole(routing: Routing, dtype: torch.dtype) -> LocalPlan:
+def _plan_whole(routing: Routing) -> LocalPlan:
     """All choices, so that every size is known without waiting for the device."""
     (num_tokens, top_k), num_experts = routing.expert_indices.shape, routing.scores.shape[1]
     flat = routing.expert_indices.reshape(-1)
@@ -112,7 +112,7 @@ def _plan_whole(routing: Routing, dtype: torch.dtype) -> LocalPlan:
         choice=choice,
         row=_inverse(choice),
         first=torch.arange(num_tokens, device=flat.device) * top_k,
-        weight=routing.expert_weights.reshape(-1).to(dtype),
+        weight=routing.expert_weights.reshape(-1),
         absent=(expert == num_experts)[:, None],
     )
 

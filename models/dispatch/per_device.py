@@ -52,8 +52,8 @@ class PerDeviceDispatcher:
         """Rows (N, D) for this device's slots, sorted by slot; rows of each slot (C,); the plan."""
         hop = start_hop(x_TD, addressed_pairs(self.shard, routing), self.shard.slots_per_device, self.shard.group)
         meanwhile()
-        rows_RD = hop.receive()
-        pairs = sorted_by_slot(hop.pairs)
+        rows_RD, pairs = hop.receive()
+        pairs = sorted_by_slot(pairs)
         return rows_RD[pairs.row], hop.pairs_per_key, PerDevicePlan(hop, len(rows_RD), pairs)
 
     def combine(self, y_ND: Float[Tensor, "N D"], plan: PerDevicePlan) -> Float[Tensor, "T D"]:
@@ -76,6 +76,6 @@ def sorted_by_slot(pairs: Pairs) -> Pairs:
 
 
 def weighted_sum(y_ND: Float[Tensor, "N D"], pairs: Pairs, num_rows: int) -> Float[Tensor, " rows D"]:
-    """What this device's experts put out for each copy, weighted and summed."""
-    weighted_ND = y_ND * pairs.weight[:, None].to(y_ND.dtype)
+    """What this device's experts put out for each copy, weighted and summed, in the weights' precision."""
+    weighted_ND = y_ND * pairs.weight[:, None]
     return weighted_ND.new_zeros(num_rows, y_ND.shape[1]).index_add(0, pairs.row, weighted_ND)

@@ -12,6 +12,7 @@ from models.dispatch.exchange import Exchange, exchange_counts
 from models.dispatch.seam import nothing
 from models.dispatch.shard import ExpertShard
 from routers.base import Routing
+from routers.losses import count_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ class PerExpertDispatcher:
         shard, num_tokens = self.shard, len(x_TD)
         address = shard.addresses(routing.expert_indices)
         order = address.argsort(stable=True)
-        sent_GC = torch.bincount(address, minlength=shard.slots.size + 1)[:-1].view(shard.slots.shape)
+        sent_GC = count_tokens(address[:, None], shard.slots.size + 1)[:-1].view(shard.slots.shape)
         received_GC = exchange_counts(sent_GC, shard.group)
         send, receive = torch.stack([sent_GC.sum(1), received_GC.sum(1)]).tolist()
         # choices of -1 have the last address: they are a tail that stays behind
@@ -62,7 +63,7 @@ class PerExpertDispatcher:
         rows_RD = exchange.wait(travelling_RD)
         slots = torch.arange(shard.slots_per_device, device=x_TD.device).repeat(shard.num_devices)
         by_slot = slots.repeat_interleave(received_GC.reshape(-1), output_size=len(rows_RD)).argsort(stable=True)
-        weight = routing.expert_weights.reshape(-1)[order].to(x_TD.dtype)
+        weight = routing.expert_weights.reshape(-1)[order]
         metadata = torch.full_like(sent_GC[:, 0], sent_GC[0].nbytes)
         plan = PerExpertPlan(token, weight, num_tokens, exchange, by_slot, sent_GC.sum(1), metadata)
         return rows_RD[by_slot], received_GC.sum(0), plan

@@ -67,11 +67,12 @@ class PerNodeDispatcher:
         to_gateways = Pairs(token, gateway * keys_of_node + place_in_node, weight)
         between = start_hop(x_TD, to_gateways, keys_of_node, shard.group)
         meanwhile()
-        row, place_in_node, weight = between.pairs
+        rows_RD, (row, place_in_node, weight) = between.receive()
         first_slot_of_node = shard.rank // shard.devices_per_node * keys_of_node
         to_devices = Pairs(row, first_slot_of_node + place_in_node, weight)
-        within = start_hop(between.receive(), to_devices, shard.slots_per_device, shard.group)
-        rows_RD, pairs = within.receive(), sorted_by_slot(within.pairs)
+        within = start_hop(rows_RD, to_devices, shard.slots_per_device, shard.group)
+        rows_RD, pairs = within.receive()
+        pairs = sorted_by_slot(pairs)
         plan = PerNodePlan(between, within, len(rows_RD), pairs, shard.rank)
         return rows_RD[pairs.row], within.pairs_per_key, plan
 

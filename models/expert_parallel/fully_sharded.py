@@ -49,17 +49,16 @@ class FullyShardedExpertParallelStrategy(ExpertParallelStrategy):
     ) -> None:
         super().__init__(topology, placement, dispatcher, timeout_seconds, process_group_backend=process_group_backend)
         self.unit, self.fsdp = unit, dict(fsdp or {})
-        self._mesh: DeviceMesh | None = None
 
     def model_to_device(self) -> None:
         """Unit by unit, each sharded before the next comes: the whole model never is on one device."""
         assert self.lightning_module is not None
-        if self._mesh is None:
+        modules = list(self.lightning_module.modules())
+        if not any(isinstance(module, FSDPModule) for module in modules):
             assert dist.group.WORLD is not None
-            self._mesh = DeviceMesh.from_group(dist.group.WORLD, self.root_device.type)
-            units = [module for module in self.lightning_module.modules() if isinstance(module, self.unit)]
-            for module in [*units, *self.lightning_module.children()]:
-                self._fully_shard(module, self._mesh)
+            mesh = DeviceMesh.from_group(dist.group.WORLD, self.root_device.type)
+            for module in [*(m for m in modules if isinstance(m, self.unit)), *self.lightning_module.children()]:
+                self._fully_shard(module, mesh)
             self._refuse_unsharded()
             # validating alone, Lightning would copy rank 0's parts to the others
             names = [name for name, _ in self._named_parameters()]

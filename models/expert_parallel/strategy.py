@@ -13,6 +13,7 @@ It differs from data parallelism in six places, each of which silently trains an
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
@@ -68,6 +69,8 @@ class ExpertParallelStrategy(DDPStrategy):
         self.timeout_seconds = timeout_seconds
         self._peers: Peers | None = None
         self._shards: dict[str, ExpertShard] = {}
+        self._sharded: L.LightningModule | None = None
+        self._exchanging: dist.ProcessGroup | None = None
 
     def setup_distributed(self) -> None:
         """As DDPStrategy, with a store that also knows who is alive."""
@@ -89,11 +92,18 @@ class ExpertParallelStrategy(DDPStrategy):
             device_id=self.root_device if self.root_device.type != "cpu" else None,
         )
         assert isinstance(dist.group.WORLD, dist.ProcessGroup)
-        self._peers.watch.groups.append(dist.group.WORLD)
+        self._peers.watch.groups += [dist.group.WORLD, *filter(None, [self._exchanging])]
 
     def setup(self, trainer: L.Trainer) -> None:
-        if not self._shards:
+        if getattr(self.precision_plugin, "scaler", None) is not None:
+            raise ValueError(
+                f"precision {self.precision_plugin.precision} scales losses rank by rank, and ranks whose experts "
+                "overflow would skip a step alone: take bf16-mixed, bf16-true or 32-true"
+            )
+        # the same module comes again to be validated
+        if self._sharded is not self.lightning_module:
             self._shard_layers()
+            self._sharded = self.lightning_module
         super().setup(trainer)
         self.precision_plugin.clip_grad_by_norm = self._clip_by_global_norm  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -114,20 +124,27 @@ class ExpertParallelStrategy(DDPStrategy):
             {
                 "placement": placement.slots.tolist(),
                 "topology": repr(self.topology),
-                "dispatcher": repr(self.dispatcher),
+                "dispatcher": _described(self.dispatcher),
                 "precision": self.precision_plugin.precision,
                 "parameters": {n: (tuple(p.shape), p.dtype) for n, p in self.lightning_module.named_parameters()},
             }
         )
-        # a group of its own: exchanges of rows never wait behind the reduction of gradients
-        group = dist.new_group(timeout=self._timeout)
-        assert isinstance(group, dist.ProcessGroup)
-        self._peers.watch.groups.append(group)
+        self._shards = {}
+        group = self._exchange_group(self._peers)
         for number, (name, layer) in enumerate(layers.items()):
             shard = make_shard(placement, self.topology, number, group, self.root_device)
             self._shard_layer(name, layer, shard)
         # DDP when fitting, and Lightning itself when only validating, would copy rank 0's to the others
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.lightning_module, list(self._shards))
+
+    def _exchange_group(self, peers: Peers) -> dist.ProcessGroup:
+        """A group of its own: exchanges of rows never wait behind the reduction of gradients."""
+        if self._exchanging is None:
+            group = dist.new_group(timeout=self._timeout)
+            assert isinstance(group, dist.ProcessGroup)
+            self._exchanging = group
+            peers.watch.groups.append(group)
+        return self._exchanging
 
     def _placement_of(self, layers: Mapping[str, MoELayer]) -> Placement:
         sizes = {layer.router.num_experts for layer in layers.values()}
@@ -244,3 +261,10 @@ class ExpertParallelStrategy(DDPStrategy):
         super().teardown()
         if self._peers is not None:
             self._peers.watch.leave()
+
+
+def _described(made_by: Callable[..., Any]) -> str:
+    """A class or function by its name, which is the same on every rank, and what it was given."""
+    if isinstance(made_by, partial):
+        return f"{_described(made_by.func)} of {made_by.args} and {made_by.keywords}"
+    return getattr(made_by, "__qualname__", type(made_by).__qualname__)

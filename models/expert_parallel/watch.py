@@ -50,7 +50,7 @@ class Watch:
         self._own = Life()
         self._lives = [self._own] * world_size
         self._heard_at = [now] * world_size
-        self._called_at = now
+        self._called_at = self._level_at = now
         self._failure = ""
         self._first_failure = ""
         self._fault_since: float | None = None
@@ -128,6 +128,8 @@ class Watch:
         for rank, life in enumerate(self._lives):
             if life.beat != before[rank].beat:
                 self._heard_at[rank] = now
+        if self.rank not in ranks_behind(self._lives):
+            self._level_at = now
         self._first_failure = first_failure.decode()
 
     def _silent(self, limit_seconds: float) -> list[int]:
@@ -143,8 +145,9 @@ class Watch:
         if silent:
             return [self._of_silent(rank) for rank in silent]
         found = []
-        # who waited for so long has begun what those behind have not
-        if time.monotonic() - self._called_at >= self.timeout_seconds - 2 * BEAT_SECONDS:
+        # those ahead wait since their last call; one that is behind is waited for since it fell behind
+        since = self._called_at if self.rank not in ranks_behind(self._lives) else max(self._called_at, self._level_at)
+        if time.monotonic() - since >= self.timeout_seconds - 2 * BEAT_SECONDS:
             found = [f"rank {rank} is behind, at {self._lives[rank].whereabouts}" for rank in ranks_behind(self._lives)]
         by, _, failure = self._first_failure.partition(": ")
         if failure and by != f"rank {self.rank}" and failure != self._failure:

@@ -9,13 +9,14 @@ from hydra.utils import instantiate
 
 from benchmarks import arms
 from benchmarks.arms import (
+    Arm,
     arm_config,
     arm_folder,
     arm_labels,
     needed_arms,
     place,
+    placed,
     read_arm_routing,
-    read_placement,
     refuse_overrides,
     short_name,
     with_arms,
@@ -111,12 +112,6 @@ def test_labels_leave_out_the_folder_of_variants():
     assert arm_labels(arm("topk"), "variant/c2r_t3") == ["micro8", "seed1", "c2r_t3", "c0"]
 
 
-def test_placement_is_kept_as_it_was(tmp_path: Path):
-    placement = Placement(np.array([[[0, 2], [1, -1]]]))
-    write_placement(tmp_path, placement)
-    assert np.array_equal(read_placement(tmp_path).slots, placement.slots)
-
-
 def toy_routing() -> RoutingTrace:
     rng = np.random.default_rng(0)
     chosen = rng.random((2, 2, 16, 8)).argsort(-1)[..., :2]
@@ -131,6 +126,20 @@ def test_routing_is_dealt_to_as_many_devices_as_are_asked_for(tmp_path: Path):
     assert np.array_equal(trace.expert_indices, toy_routing().expert_indices)
     with pytest.raises(ValueError, match="16 tokens a batch cannot be dealt evenly to 3 devices"):
         read_arm_routing(tmp_path, "held_out", 3)
+
+
+def test_an_arm_lives_where_its_router_was_told_or_where_it_is_planned_to(tmp_path: Path):
+    told = Placement(np.array([[[0, 2], [1, -1]]]))
+    write_placement(tmp_path / "written", told)
+    # as arms that are already trained keep theirs
+    np.savez_compressed(tmp_path / "placement.npz", slots=told.slots)
+    config, _ = analysis("placement=colocated")
+    topology = instantiate(config.topology)
+    for folder in (tmp_path, tmp_path / "written"):
+        assert np.array_equal(placed(config, Arm(arm("cost_aware"), folder), topology).slots, told.slots)
+    write_routing(tmp_path / "routing" / "profile", toy_routing())
+    planned = placed(config, Arm(arm("topk"), tmp_path), topology)
+    assert np.array_equal(planned.slots, place(config, toy_routing()).slots)
 
 
 def test_place_gives_a_planner_loads_and_sets():

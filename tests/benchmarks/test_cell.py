@@ -40,6 +40,19 @@ def test_cell_writes_records_curves_and_provenance(tmp_path: Path) -> None:
     assert cell["versions"]["torch"] == versions()["torch"] != "absent"
 
 
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ({"ops": True, "kernels": True, "gemm": False}, "native: ops, kernels"),
+        ({"ops": False, "kernels": False, "gemm": False}, "native: nothing, torch stand-ins"),
+    ],
+)
+def test_a_cell_tells_what_of_megablocks_is_native(parts, told, monkeypatch):
+    monkeypatch.setattr("benchmarks.cell.version", lambda package: "1.0")
+    monkeypatch.setattr("models.megablocks.native_parts", lambda: parts)
+    assert versions()["megablocks"] == f"1.0, {told}"
+
+
 def test_finished_cell_is_not_measured_again(tmp_path: Path) -> None:
     def never(*_: Any) -> Measurement:
         raise AssertionError("measured twice")

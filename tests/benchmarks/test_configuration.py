@@ -96,6 +96,22 @@ def test_every_cell_of_every_experiment_composes(name: str, scale: str) -> None:
     assert len(seen) == min(2, len(cells))
 
 
+@pytest.mark.parametrize("scale", ["gpu", "paper"])
+@pytest.mark.parametrize("name", ["paper2_walltime", "paper2_scaling", "paper2_step_time"])
+def test_measured_experiments_instantiate_on_cuda_devices(
+    name: str, scale: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = load_experiment(name)
+    for overrides in cell_overrides(experiment, scale):
+        config = compose(experiment["entry"], [f"experiment={name}", f"trace.scale={scale}", *overrides])
+        topology = instantiate(config.topology)
+        ground = instantiate(config.ground)(topology.nodes, topology.devices_per_node)
+        assert (ground.backend, ground.num_ranks) == ("nccl", topology.num_devices)
+        monkeypatch.setattr("torch.cuda.device_count", lambda needed=topology.num_devices: needed)
+        with ground:
+            assert {ground.environment(node)["MASTER_ADDR"] for node in range(topology.nodes)} == {"127.0.0.1"}
+
+
 def test_full_scale_has_three_seeds_and_several_settings() -> None:
     cells = [
         dict(part.split("=", 1) for part in cell) for cell in cell_overrides(load_experiment("paper1_forecast"), "full")

@@ -6,10 +6,21 @@ from omegaconf import OmegaConf
 
 from benchmarks.all_to_all import exchange, stacked
 from benchmarks.cluster.ground import Loopback
-from benchmarks.exchange_cost import SHARES, calibration, fit_costs, predicted_seconds, round_trip, seconds_of, volume
+from benchmarks.exchange_cost import (
+    SHARES,
+    calibration,
+    fit_costs,
+    predicted_seconds,
+    round_trip,
+    seconds_of,
+    smallest_bytes,
+    volume,
+)
 from benchmarks.exchange_job import DISPATCHERS, Exchanged, Job, Variant, read_job, write_job
-from benchmarks.exchange_rows import add_credit, add_exchange, per_round
+from benchmarks.exchange_rank import COMPUTED
+from benchmarks.exchange_rows import add_costs, add_credit, add_exchange, per_round
 from benchmarks.rows import Rows
+from placement.cost import CostModel
 from placement.topology import Placement, Topology
 from placement.volume import CommVolume, per_device, per_expert
 
@@ -45,7 +56,7 @@ def measured(job, seconds):
         shape = (job.rounds, len(job.routings[variant.routing]))
         half = np.broadcast_to(seconds(name) / 2, shape)
         rows = sum(stage.bytes for stage in round_trip(job, name)[: len(round_trip(job, name)) // 2]) // job.row_bytes
-        found[name] = Exchanged(half, half, np.full(shape[1], 0.5), rows, 0 * rows, np.zeros((2, 2), int))
+        found[name] = Exchanged(half, half, np.full((3, shape[1]), 0.5), rows, 0 * rows, np.zeros((2, 2), int))
     return found
 
 
@@ -127,6 +138,16 @@ def test_causes_add_up_to_the_whole_saving(job, rows):
     assert value(rows, "seconds_saving/all", where) == pytest.approx(0.5)
 
 
+def test_what_the_cost_models_hold_is_recorded(job, rows):
+    add_costs(rows, {"per_device": CostModel(1e-3, 2e-6, 3e-8)}, smallest_bytes(job))
+    assert value(rows, "cost/seconds_per_exchange", "per_device") == 1e-3
+    assert value(rows, "cost/seconds_per_byte_between_nodes", "per_device") == 2e-6
+    assert value(rows, "cost/seconds_per_byte_inside_node", "per_device") == 3e-8
+    # of the smallest share, to other nodes: one device's rows are half a node's
+    inside = volume(job, "calibration-inside/per_expert", per_expert)
+    assert value(rows, "cost/smallest_bytes", "per_device") == inside.busiest_device_egress.min() > 0
+
+
 def test_rows_that_differ_from_the_volume_are_refused(job, rows):
     exchanged = measured(job, lambda name: 1.0)
     name = "topk/contiguous/per_device"
@@ -145,6 +166,7 @@ def test_real_ranks_send_what_the_volume_says(job, rows, tmp_path):
     for name in [name for name, variant in job.variants.items() if variant.computes]:
         # add_exchange itself compares rows with the volume
         add_exchange(rows, job, exchanged, name, baseline)
+        assert exchanged[name].compute.shape == (min(job.rounds, COMPUTED), LAYERS)
         assert (exchanged[name].compute > 0).all()
     assert value(rows, "exchange_over_baseline", baseline) == 1.0
     sent = volume(job, "topk/contiguous/per_device", per_device)

@@ -25,7 +25,7 @@ from traces.store import read_loads, read_routings
 STEPS = 6
 
 
-@pytest.mark.parametrize("trainer", ["expert_parallel", "expert_parallel_gpu"])
+@pytest.mark.parametrize("trainer", ["expert_parallel", "expert_parallel_gpu", "expert_parallel_sharded"])
 def test_ranks_are_those_of_the_topology(trainer: str) -> None:
     chosen = "topology@trainer.strategy.topology=two_nodes_4"
     given = instantiate(compose("train", [f"trainer={trainer}", chosen]).trainer, _convert_="all")
@@ -56,6 +56,7 @@ def test_memory_counts_a_devices_own_experts(tmp_path: Path) -> None:
     assert bytes_needed(decoder, 4) == 16 * (whole - experts * 3 // 4)
     # eight experts on three devices: one of them holds two, the busiest three
     assert bytes_needed(decoder, 3) == 16 * (whole - experts * 5 // 8)
+    assert bytes_needed(decoder, 4, shares_dense=True) == 16 * (experts // 4 - (experts - whole) // 4)
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,10 @@ import benchmarks.step_time
 from benchmarks.cell import compose
 from benchmarks.cluster.ground import Loopback
 from benchmarks.cluster.ranks import run_ranks
+from benchmarks.exchange_job import Variant
 from benchmarks.record import read_records
 from benchmarks.rows import Rows
-from benchmarks.step_job import StepJob, StepVariant, read_job, read_measured, write_job
+from benchmarks.step_job import StepJob, read_job, read_measured, write_job
 from benchmarks.step_time import add_steps, interval, refuse_crowded
 from models.callbacks.step_timer import PARTS
 from placement.topology import Placement, Topology
@@ -23,9 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = OmegaConf.create({"experiment": "toy", "scale": "smoke", "setting": "micro8", "seed": 0})
 ORDERS = {"topk.contiguous": np.arange(8), "topk.reversed": np.array([7, 0, 6, 1, 5, 2, 4, 3])}
 VARIANTS = {
-    "topk/contiguous/per_expert": StepVariant("topk.contiguous", "per_expert"),
-    "topk/contiguous/per_device": StepVariant("topk.contiguous", "per_device"),
-    "topk/reversed/per_device": StepVariant("topk.reversed", "per_device"),
+    "topk/contiguous/per_expert": Variant("topk", "topk.contiguous", "per_expert"),
+    "topk/contiguous/per_device": Variant("topk", "topk.contiguous", "per_device"),
+    "topk/reversed/per_device": Variant("topk", "topk.reversed", "per_device"),
 }
 
 

@@ -1,6 +1,8 @@
-"""Tiny models, their text, and a Lightning Trainer for them."""
+"""Tiny models, their text, a Lightning Trainer for them, and programs that are started once a rank."""
 
-from collections.abc import Callable, Sequence
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.cluster import ranks
+from benchmarks.cluster.ground import Loopback
 from models.data import StreamLoader
 from models.dispatch import LocalDispatcher
 from models.experts import LoopExperts
@@ -21,12 +25,36 @@ from routers.topk import TopK
 from traces.load import TraceSource
 
 SEQUENCE_LENGTH, SEQUENCES_PER_BATCH = 8, 4
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Two threads on a busy machine are many times slower than one."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def rank_command() -> Callable[..., list[str]]:
+    """The command of each rank of a program in `ranks/`, told a folder and its cases as JSON objects."""
+
+    def command(program: str, folder: Path, cases: Iterable[dict[str, Any]] = ()) -> list[str]:
+        path = Path(__file__).parent / "ranks" / program
+        return ["env", f"PYTHONPATH={ROOT}", sys.executable, str(path), str(folder), *map(json.dumps, cases)]
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def run_ranks(rank_command) -> Callable[..., None]:
+    """Run a program in a folder with so many ranks; RankFailed holds what the rank that failed wrote."""
+
+    def run(
+        program: str, num_ranks: int, folder: Path, cases: Iterable[dict[str, Any]] = (), timeout: float = 240.0
+    ) -> None:
+        ranks.run_ranks(rank_command(program, folder, cases), Loopback(1, num_ranks), folder, timeout=timeout)
+
+    return run
 
 
 @pytest.fixture

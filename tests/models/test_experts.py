@@ -3,6 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from models.experts import Experts, GroupedExperts, LoopExperts
+from models.gated_experts import GatedExperts
+from models.megablocks import MegaBlocksExperts, is_installed
 
 E, D, HIDDEN = 4, 8, 12
 LOADS = {
@@ -12,6 +14,11 @@ LOADS = {
     "one_takes_all": [0, 0, 0, 11],
     "no_rows": [0, 0, 0, 0],
 }
+
+megablocks = pytest.param(
+    MegaBlocksExperts,
+    marks=pytest.mark.skipif(not is_installed() or torch.cuda.is_available(), reason="MegaBlocks over stand-ins"),
+)
 
 
 def build(experts: type[Experts], dim: int = D, hidden_dim: int = HIDDEN) -> Experts:
@@ -83,17 +90,6 @@ class TestBackends:
         assert half.dtype == torch.bfloat16
         torch.testing.assert_close(half.float(), exact, rtol=0.05, atol=0.1 * exact.abs().max().item())
 
-    @pytest.mark.parametrize("loads", [LOADS["uneven"], LOADS["empty_experts"]])
-    def test_autocast_multiplies_in_bfloat16_and_keeps_float32_weights(self, backend, loads):
-        experts, (x_ND, tokens_per_expert) = build(backend, hidden_dim=16), rows_of(loads)
-        exact_ND = experts(x_ND, tokens_per_expert)
-        with torch.autocast("cpu", torch.bfloat16):
-            y_ND = experts(x_ND, tokens_per_expert)
-        assert y_ND.dtype == torch.bfloat16
-        torch.testing.assert_close(y_ND.float(), exact_ND, atol=0.05, rtol=0.05)
-        y_ND.sum().backward()
-        assert experts.w1.grad.dtype == experts.w1.dtype == torch.float32
-
     def test_checkpoints_are_interchangeable(self, backend):
         state = build(LoopExperts).state_dict()
         assert {name: tuple(t.shape) for name, t in state.items()} == {"w1": (E, D, HIDDEN), "w2": (E, HIDDEN, D)}
@@ -103,6 +99,19 @@ class TestBackends:
         experts = backend(8, 64, 64, init_std=0.02, output_std=0.005)
         assert experts.w1.std().item() == pytest.approx(0.02, rel=0.05)
         assert experts.w2.std().item() == pytest.approx(0.005, rel=0.05)
+
+
+@pytest.mark.parametrize("backend", [LoopExperts, GroupedExperts, GatedExperts, megablocks])
+@pytest.mark.parametrize("loads", [LOADS["uneven"], LOADS["empty_experts"]])
+def test_autocast_multiplies_in_bfloat16_and_keeps_float32_weights(backend, loads):
+    experts, (x_ND, tokens_per_expert) = build(backend, hidden_dim=16), rows_of(loads)
+    exact_ND = experts(x_ND, tokens_per_expert)
+    with torch.autocast("cpu", torch.bfloat16):
+        y_ND = experts(x_ND, tokens_per_expert)
+    assert y_ND.dtype == torch.bfloat16
+    torch.testing.assert_close(y_ND.float(), exact_ND, atol=0.05, rtol=0.05)
+    y_ND.sum().backward()
+    assert experts.w1.grad.dtype == experts.w1.dtype == torch.float32
 
 
 class TestGuards:

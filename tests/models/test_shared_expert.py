@@ -66,14 +66,32 @@ def shard(tmp_path):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("dispatcher", [PerExpertDispatcher, PerDeviceDispatcher, PerNodeDispatcher])
-def test_its_gradient_is_computed_while_gradients_of_rows_travel(x, shard, dispatcher, monkeypatch):
+@pytest.fixture
+def events(monkeypatch):
+    """Notes when an exchange of rows begins and when it is waited for."""
     events = []
     for name in ("launch", "finish"):
         told = getattr(Exchange, name)
         monkeypatch.setattr(
             Exchange, name, lambda *given, name=name, told=told: (events.append((name, given[0])), told(*given))[1]
         )
+    return events
+
+
+DISPATCHERS = [PerExpertDispatcher, PerDeviceDispatcher, PerNodeDispatcher]
+
+
+@pytest.mark.parametrize("dispatcher", DISPATCHERS)
+def test_it_computes_while_rows_travel(x, shard, dispatcher, events):
+    shared = nn.Linear(8, 8)
+    shared.register_forward_hook(lambda *_: events.append(("compute", None)))
+    make(shared, dispatcher(shard))(x, TOKEN_IDS)
+    before = [what for what, _ in events[: events.index(("compute", None))]]
+    assert set(before) == {"launch"}
+
+
+@pytest.mark.parametrize("dispatcher", DISPATCHERS)
+def test_its_gradient_is_computed_while_gradients_of_rows_travel(x, shard, dispatcher, events):
     shared = nn.Linear(8, 8)
     out = make(shared, dispatcher(shard))(x.requires_grad_(), TOKEN_IDS)[0]
     events.clear()
@@ -82,6 +100,19 @@ def test_its_gradient_is_computed_while_gradients_of_rows_travel(x, shard, dispa
     computed = events.index(("compute", None))
     under_way = {of for what, of in events[:computed] if what == "launch"}
     assert under_way & {of for what, of in events[computed:] if what == "finish"}
+
+
+@pytest.mark.parametrize("dispatcher", DISPATCHERS)
+def test_under_autocast_rows_travel_in_half_and_are_summed_in_single_precision(x, shard, dispatcher, monkeypatch):
+    sent, launch = [], Exchange.launch
+    monkeypatch.setattr(Exchange, "launch", lambda *given: (sent.append(given[1]), launch(*given))[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        here = make(None)(x, TOKEN_IDS)[0]
+        out = make(None, dispatcher(shard))(x, TOKEN_IDS)[0]
+    assert {rows.dtype for rows in sent if rows.ndim == 2} == {torch.bfloat16}
+    assert out.dtype == here.dtype == torch.float32
+    # a device's sum of a token's outputs is rounded to bfloat16 on its way home, 2 ** -8 of it
+    torch.testing.assert_close(out, here, rtol=2**-7, atol=2**-8)
 
 
 def test_a_transformer_has_one_in_every_moe_layer(make_transformer):

@@ -1,35 +1,25 @@
 """What four gloo processes count while they train is what the recorded routing says, to the byte."""
 
-import socket
-from pathlib import Path
-
-import launch
 import numpy as np
 import pytest
+from train_cases import LAYERS, SLOTS
 
 from models.callbacks.volume import VolumeRecorder, scalars
 from placement.topology import Placement, Topology
 from placement.volume import ACCOUNTINGS, CommVolume, dispatch_volume
 from traces.store import read_loads, read_routings
 
-RANKS = Path(__file__).parent / "ranks"
 TOPOLOGY = Topology(2, 2, 1e9, 1e9, 1e-6, 1e-6)
-SLOTS = {
-    "per_expert": [[3, -1], [1, -1], [0, -1], [2, -1]],
-    "per_device": [[0, 1], [0, 2], [3, 1], [0, 3]],
-    "per_node": [[0, 1], [0, 2], [3, 1], [0, 3]],
-}
+PLACEMENTS = {"per_expert": "scattered", "per_device": "replicas", "per_node": "replicas"}
 ROW_BYTES = 16 * 4
 TOKENS_OF_RANK = 2 * 8
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, run_ranks):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launch.run_ranks(RANKS / "volume_cases.py", 4, folder, "4", port)
+    cases = [{"dispatcher": dispatcher, "placement": placement} for dispatcher, placement in PLACEMENTS.items()]
+    run_ranks("volume_cases.py", 4, folder, cases)
     return folder
 
 
@@ -37,7 +27,7 @@ def trained(tmp_path_factory):
 class TestFourRanks:
     def test_counted_bytes_are_those_of_the_recorded_routing(self, trained, accounting):
         routing = read_routings(trained / accounting.__name__)
-        placement = Placement(np.array([SLOTS[accounting.__name__]] * 2))
+        placement = Placement(np.array([SLOTS[PLACEMENTS[accounting.__name__]][4]] * LAYERS))
         expected = dispatch_volume(routing, placement, TOPOLOGY, ROW_BYTES, accounting)
         with np.load(trained / f"{accounting.__name__}.npz") as counted:
             np.testing.assert_array_equal(counted["bytes"], expected.bytes)

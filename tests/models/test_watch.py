@@ -144,6 +144,23 @@ def test_a_rank_is_behind_once_the_time_is_up(join, monkeypatch):
     assert note.startswith("rank 1 is behind, at step 0, 0 collectives, in ")
 
 
+def test_a_rank_that_worked_long_by_itself_is_waited_for_from_when_it_falls_behind(join, monkeypatch, exit_codes):
+    monkeypatch.setattr(watch, "num_calls", lambda group: group[0])
+    mine, other = join(0, timeout_seconds=1.0), join(1, timeout_seconds=1.0)
+    mine.groups, other.groups = [[5]], [[5]]
+    watch.wait(20.0, lambda: mine._own.calls == other._own.calls == 5)
+    time.sleep(1.2)
+    other.groups = [[6]]
+    watch.wait(20.0, lambda: mine._lives[1].calls == 6)
+    assert mine._findings(60.0) == []
+    # but not for ever
+    watch.wait(20.0, lambda: mine._findings(60.0))
+    (found,) = mine._findings(60.0)
+    assert found.startswith("rank 0 is behind, at step 0, 5 collectives")
+    watch.wait(20.0, lambda: exit_codes)
+    assert exit_codes
+
+
 def test_a_rank_that_cannot_raise_is_ended(join, exit_codes, capfd):
     join(0, timeout_seconds=0.5)
     watch.wait(20.0, lambda: exit_codes)

@@ -1,9 +1,6 @@
 """Four gloo processes exchange tokens; together they must compute what one process computes alone."""
 
-from pathlib import Path
-
 import dispatch_cases as cases
-import launch
 import numpy as np
 import pytest
 
@@ -13,16 +10,13 @@ from routers.base import Routing
 from traces.load import TraceSource
 from traces.routing import RoutingTrace
 
-RANKS = Path(__file__).parents[1] / "ranks"
-
-
 ACCOUNTINGS = {"per_expert": per_expert, "per_device": per_device, "per_node": per_node}
 
 
 @pytest.fixture(scope="module")
-def of_ranks(tmp_path_factory):
+def of_ranks(tmp_path_factory, run_ranks):
     folder = tmp_path_factory.mktemp("ranks")
-    launch.run_ranks(RANKS / "dispatch_cases.py", 4, folder)
+    run_ranks("dispatch_cases.py", 4, folder)
     return [np.load(folder / f"rank{rank}.npz") for rank in range(4)]
 
 

@@ -155,7 +155,9 @@ def test_tokens_without_experts_get_zeros(dispatcher):
 @both
 def test_half_precision_stays_half_both_ways(dispatcher):
     x_TD = tokens_for(6).bfloat16().requires_grad_()
-    rows, _, plan = dispatcher.dispatch(x_TD, draw_routing(0, 6, 2))
+    routing = draw_routing(0, 6, 2)
+    routing = routing._replace(expert_weights=routing.expert_weights.bfloat16())
+    rows, _, plan = dispatcher.dispatch(x_TD, routing)
     out_TD = dispatcher.combine(rows, plan)
     out_TD.sum().backward()
     assert (rows.dtype, out_TD.dtype, x_TD.grad.dtype) == (torch.bfloat16,) * 3

@@ -1,4 +1,4 @@
-"""The cases of test_dispatchers.py, and what one rank computes: `python dispatch_cases.py RANK STORE OUT`.
+"""The cases of test_dispatchers.py, and what one rank computes: `python dispatch_cases.py FOLDER`.
 
 Every rank makes the same whole batch from a seed and takes its own tokens of it.
 """
@@ -77,16 +77,17 @@ def compute(case: tuple[str, str], dispatcher_name: str, rank: int) -> dict[str,
     return {key: value.detach().numpy() for key, value in found.items()}
 
 
-def main(rank: int, store: str, out: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=TOPOLOGY.num_devices)
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
     found = {}
     for case in CASES:
         for name in DISPATCHERS:
             for key, value in compute(case, name, rank).items():
                 found["/".join((*case, name, key))] = value
-    np.savez(out / f"rank{rank}.npz", **found)
+    np.savez(folder / f"rank{rank}.npz", **found)
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    main(Path(sys.argv[1]))

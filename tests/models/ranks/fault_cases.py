@@ -1,23 +1,20 @@
 """Ranks of which one fails, for test_expert_parallel_faults.py: `python fault_cases.py FOLDER CASES...`.
 
-Their place among the ranks is in the environment, as a launcher puts it. A case is a JSON object of options of `train`;
-what a case raised, with its notes, goes to FOLDER/raised-RANK.json.
+A case is a JSON object of options of `train`; what it raised, with its notes, goes to FOLDER/raised-RANK.json.
 """
 
 import json
 import os
 import signal
-import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
-from train_cases import LENGTH, SEQUENCES, Data, module, strategy
+from train_cases import SOURCE, Data, asked, module, strategy, trainer
 
 from models.callbacks.recorder import LoadRecorder
-from traces.load import TraceSource
 
 
 def fail() -> None:
@@ -50,30 +47,17 @@ class Fault(L.Callback):
 
 def callbacks(folder: Path, fault: str | None) -> list[L.Callback]:
     """A trace in chunks of two steps, and a checkpoint every four."""
-    source = TraceSource("m", "r", 0, SEQUENCES * LENGTH, 2, "-", "-")
     checkpoint = ModelCheckpoint(
         folder / "checkpoints", "{step}", monitor="step", mode="max", every_n_train_steps=4, save_top_k=1
     )
-    return [LoadRecorder(folder / "trace", source, chunk_steps=2), checkpoint, Fault(fault)]
-
-
-def trainer(folder: Path, ranks: int, **options) -> L.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return L.Trainer(
-        accelerator="cpu",
-        devices=ranks,
-        max_steps=12,
-        default_root_dir=folder,
-        use_distributed_sampler=False,
-        **(quiet | options),
-    )
+    return [LoadRecorder(folder / "trace", SOURCE, chunk_steps=2), checkpoint, Fault(fault)]
 
 
 def train(
-    folder: Path,
     rank: int,
-    *,
     ranks: int,
+    folder: Path,
+    *,
     victim: int,
     fault: str | None = None,
     timeout_seconds: float = 60.0,
@@ -83,32 +67,32 @@ def train(
     is_victim = rank == victim
     options = {"ranks": ranks, "placement": "contiguous", "precision": "32-true", "dim": 16}
     options |= (told or {}) if is_victim else {}
-    parallel = strategy(options["ranks"], options["placement"], "per_device", timeout_seconds=timeout_seconds)
     together = trainer(
         folder,
         options["ranks"],
-        strategy=parallel,
+        strategy(options["ranks"], options["placement"], "per_device", timeout_seconds=timeout_seconds),
         precision=options["precision"],
         callbacks=callbacks(folder, fault if is_victim else None),
+        enable_checkpointing=True,
+        max_steps=12,
     )
     model = module()
     model.build = partial(model.build, dim=options["dim"])
     together.fit(model, Data(12))
 
 
-def main(folder: Path, cases: list[str]) -> None:
-    rank = int(os.environ["RANK"])
+def main(rank: int, ranks: int, folder: Path, cases: list[dict]) -> None:
     raised = []
     for case in cases:
         try:
-            train(folder, rank, **json.loads(case))
+            train(rank, ranks, folder, **case)
         except Exception as error:
             told = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
-            raised.append({"told": told, "at": time.time()})
+            raised.append(told)
             (folder / f"raised-{rank}.json").write_text(json.dumps(raised))
             if case is cases[-1]:
                 raise
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(int(os.environ["RANK"]), *asked())

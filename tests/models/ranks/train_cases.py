@@ -1,6 +1,7 @@
-"""What the ranks of test_expert_parallel.py train: `python train_cases.py RANK STORE OUT NUM_RANKS PORT CASES...`.
+"""Ranks that train a tiny model: `python train_cases.py FOLDER CASES...`, started once a rank.
 
-A case is a JSON object of options of `train`; all cases run one after the other in one process.
+A case is a JSON object of options of `train`; all cases run one after the other in one process. What the other programs
+of this folder train is built here too.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -46,6 +48,12 @@ ROUTERS = {
     "variation": partial(Variation, top_k=2, balance_weight=0.05),
 }
 EXPERTS, LAYERS, SEQUENCES, LENGTH = 4, 2, 8, 8
+SOURCE = TraceSource("m", "r", 0, SEQUENCES * LENGTH, 2, "-", "-")
+# by the number of ranks
+SLOTS = {
+    "scattered": {1: [[3, 1, 0, 2]], 2: [[3, 1, -1], [0, 2, -1]], 4: [[3, -1], [1, -1], [0, -1], [2, -1]]},
+    "replicas": {1: [[0, 1, 2, 3]], 2: [[0, 1, 2], [2, 3, 0]], 4: [[0, 1], [0, 2], [3, 1], [0, 3]]},
+}
 
 
 class Module(LanguageModel):
@@ -107,28 +115,34 @@ class Data(L.LightningDataModule):
         return StreamLoader(stream, self.num_batches, {"stream": 0}, self.trainer.global_rank, self.trainer.world_size)
 
 
-def strategy(world_size: int, placement: str, dispatcher: str, **options) -> ExpertParallelStrategy:
-    nodes = 2 if world_size == 4 else 1
-    topology = Topology(nodes, world_size // nodes, 1e9, 1e9, 1e-6, 1e-6)
-    scattered = {
-        1: [[3, 1, 0, 2]],
-        2: [[3, 1, -1], [0, 2, -1]],
-        4: [[3, -1], [1, -1], [0, -1], [2, -1]],
-    }[world_size]
-    replicas = {1: [[0, 1, 2, 3]], 2: [[0, 1, 2], [2, 3, 0]], 4: [[0, 1], [0, 2], [3, 1], [0, 3]]}[world_size]
-    chosen = {"scattered": scattered, "replicas": replicas}
-    where = Placement(np.array([chosen[placement]] * LAYERS)) if placement in chosen else contiguous
-    return ExpertParallelStrategy(topology, where, DISPATCHERS[dispatcher], process_group_backend="gloo", **options)
+def strategy(
+    ranks: int,
+    placement: str,
+    dispatcher: str,
+    kind: type[ExpertParallelStrategy] = ExpertParallelStrategy,
+    timeout_seconds: float = 60.0,
+    **options: Any,
+) -> ExpertParallelStrategy:
+    nodes = 2 if ranks == 4 else 1
+    topology = Topology(nodes, ranks // nodes, 1e9, 1e9, 1e-6, 1e-6)
+    where = Placement(np.array([SLOTS[placement][ranks]] * LAYERS)) if placement in SLOTS else contiguous
+    return kind(topology, where, DISPATCHERS[dispatcher], timeout_seconds, process_group_backend="gloo", **options)
 
 
-def train(
-    rank: int,
-    world_size: int,
-    out: Path,
+def trainer(folder: Path, ranks: int, parallel: ExpertParallelStrategy | None, **options: Any) -> L.Trainer:
+    """On the CPU, without a word, and without a sampler: the data give every rank its own."""
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler")
+    chosen: dict[str, Any] = dict.fromkeys(off, False) | options
+    return L.Trainer(accelerator="cpu", devices=ranks, strategy=parallel or "auto", default_root_dir=folder, **chosen)
+
+
+def fit(
+    folder: Path,
+    ranks: int,
+    parallel: ExpertParallelStrategy | None,
+    data: type[Data] = Data,
     *,
     name: str,
-    dispatcher: str = "per_device",
-    placement: str = "contiguous",
     router: str = "topk",
     optimizer: str = "adamw",
     steps: int = 6,
@@ -136,42 +150,49 @@ def train(
     accumulate: int = 1,
     clip: float | None = None,
     resume: str | None = None,
-    save: str | None = None,
     seed_of_rank: int = 0,
-    parallel: bool = True,
-) -> None:
-    """Train `steps` of `length` steps; losses, the whole model's weights and optimiser states go to OUT/NAME.*."""
-    callbacks = [LoadRecorder(out / f"{name}-trace", TraceSource("m", "r", 0, SEQUENCES * LENGTH, 2, "-", "-"))]
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=world_size,
-        strategy=strategy(world_size, placement, dispatcher, timeout_seconds=60) if parallel else "auto",
+    **options: Any,
+) -> L.Trainer:
+    """Train `steps` of `length` steps; losses go to FOLDER/NAME.json, recorded loads to FOLDER/NAME-trace."""
+    together = trainer(
+        folder,
+        ranks,
+        parallel,
         max_steps=steps,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=clip,
-        callbacks=callbacks,
-        default_root_dir=out,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        callbacks=[LoadRecorder(folder / f"{name}-trace", SOURCE)],
+        **options,
     )
-    model = module(router, optimizer, seed_of_rank * rank)
-    data = Data((length or steps) * accumulate)
-    trainer.fit(model, data, ckpt_path=resume and str(out / resume), weights_only=True)
-    trainer.save_checkpoint(out / (save or f"{name}.ckpt"))
-    if rank == 0:
-        (out / f"{name}.json").write_text(json.dumps(model.noted))
+    model = module(router, optimizer, seed_of_rank * together.global_rank)
+    together.fit(model, data((length or steps) * accumulate), ckpt_path=resume, weights_only=True)
+    if together.is_global_zero:
+        (folder / f"{name}.json").write_text(json.dumps(model.noted))
+    return together
 
 
-def main(rank: int, out: Path, world_size: int, port: str, cases: list[str]) -> None:
-    if world_size > 1:
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
-        os.environ.update(place)
+def train(
+    ranks: int, folder: Path, *, name: str, placement: str = "contiguous", dispatcher: str = "per_device", **case: Any
+) -> None:
+    """As `fit`; the whole model's weights and optimiser states go to FOLDER/NAME.ckpt."""
+    parallel = strategy(ranks, placement, dispatcher)
+    fit(folder, ranks, parallel, name=name, **case).save_checkpoint(folder / f"{name}.ckpt")
+
+
+def train_alone(folder: Path, *cases: dict[str, Any]) -> Path:
+    """As `train`, in this process and without a strategy, so regardless of what cases tell one; returns the folder."""
     for case in cases:
-        train(rank, world_size, out, **json.loads(case))
+        told = {key: value for key, value in case.items() if key not in ("placement", "dispatcher", "reshard")}
+        fit(folder, 1, None, **told).save_checkpoint(folder / f"{case['name']}.ckpt")
+    return folder
+
+
+def asked() -> tuple[int, Path, list[dict[str, Any]]]:
+    """How many ranks there are, the folder and the cases: taken before the first, for Lightning unsets WORLD_SIZE."""
+    return int(os.environ["WORLD_SIZE"]), Path(sys.argv[1]), [json.loads(case) for case in sys.argv[2:]]
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5], sys.argv[6:])
+    ranks, folder, cases = asked()
+    for case in cases:
+        train(ranks, folder, **case)

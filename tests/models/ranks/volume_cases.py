@@ -1,22 +1,18 @@
-"""What the ranks of test_volume_recorder.py train: `python volume_cases.py RANK STORE OUT NUM_RANKS PORT`.
+"""What the ranks of test_volume_recorder.py train: `python volume_cases.py FOLDER CASES...`.
 
-Every dispatcher trains one case; rank 0 keeps what was counted at each step beside the recorded routing.
+A case is a dispatcher and a placement; rank 0 keeps what was counted at each step beside the recorded routing.
 """
 
-import os
-import sys
 from pathlib import Path
 
 import lightning as L
 import numpy as np
-from train_cases import DISPATCHERS, LENGTH, SEQUENCES, Data, module, strategy
+from train_cases import SOURCE, Data, asked, module, strategy, trainer
 
 from models.callbacks.recorder import LoadRecorder
 from models.callbacks.volume import VolumeRecorder, scalars
-from traces.load import TraceSource
 
 STEPS = 4
-PLACEMENTS = {"per_expert": "scattered", "per_device": "replicas", "per_node": "replicas"}
 
 
 class Kept(L.Callback):
@@ -29,38 +25,21 @@ class Kept(L.Callback):
         self.volumes.append({kind: volume.bytes for kind, volume in self.recorder.latest.items()})
 
 
-def train(rank: int, world_size: int, out: Path, dispatcher: str) -> None:
-    source = TraceSource("m", "r", 0, SEQUENCES * LENGTH, 2, "-", "-")
-    parallel = strategy(world_size, PLACEMENTS[dispatcher], dispatcher, timeout_seconds=60)
+def train(ranks: int, folder: Path, *, dispatcher: str, placement: str) -> None:
+    parallel = strategy(ranks, placement, dispatcher)
     counted = VolumeRecorder(parallel.topology, every=1)
     kept = Kept(counted)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=world_size,
-        strategy=parallel,
-        max_steps=STEPS,
-        callbacks=[LoadRecorder(out / dispatcher, source, routing_every=1), counted, kept],
-        default_root_dir=out,
-        use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(module(), Data(STEPS))
-    if rank == 0:
-        logged = trainer.logged_metrics
+    callbacks = [LoadRecorder(folder / dispatcher, SOURCE, routing_every=1), counted, kept]
+    together = trainer(folder, ranks, parallel, max_steps=STEPS, callbacks=callbacks)
+    together.fit(module(), Data(STEPS))
+    if together.is_global_zero:
+        logged = together.logged_metrics
         assert {key: float(logged[key]) for key in scalars(counted.latest)} == scalars(counted.latest)
         kinds = {kind: np.stack([volume[kind] for volume in kept.volumes]) for kind in counted.latest}
-        np.savez(out / f"{dispatcher}.npz", **kinds)
-
-
-def main(rank: int, out: Path, world_size: int, port: str) -> None:
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
-    os.environ.update(place)
-    for dispatcher in DISPATCHERS:
-        train(rank, world_size, out, dispatcher)
+        np.savez(folder / f"{dispatcher}.npz", **kinds)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    ranks, folder, cases = asked()
+    for case in cases:
+        train(ranks, folder, **case)
