@@ -29,6 +29,7 @@ class Stage:
         fingerprint: of the cell.
         outputs: root of all cells.
         scale: of the cell.
+        alone: whether it measures seconds, which other stages would lengthen.
     """
 
     experiment: str
@@ -37,6 +38,7 @@ class Stage:
     fingerprint: str
     outputs: str
     scale: str
+    alone: bool = False
 
     @property
     def folder(self) -> Path | None:
@@ -126,7 +128,8 @@ def plan(names: list[str], scale: str, outputs: str, logger: str) -> Plan:
             grid = experiment["hydra"]["sweeper"]["params"]
             label = " ".join([name, *(value for key, value in swept if key in grid and "[" not in value)])
             command = _command(experiment["entry"], ["hydra.mode=RUN", *arguments])
-            found.cells.append(Stage(name, label, command, fingerprint(config), outputs, scale))
+            alone = "ground" in choices
+            found.cells.append(Stage(name, label, command, fingerprint(config), outputs, scale, alone))
     return found
 
 

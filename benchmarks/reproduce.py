@@ -32,7 +32,7 @@ from traces.store import TraceWriter, read_loads
 
 
 class Runner:
-    """Runs stages side by side, one thread each, and remembers what failed.
+    """Runs stages side by side, one thread each, those that measure seconds after them and alone; knows what failed.
 
     Args:
         jobs: processes at a time.
@@ -64,7 +64,8 @@ class Runner:
         """Run stages that are not finished yet; KeyboardInterrupt ends the children and leaves all resumable."""
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
-                list(pool.map(self._run, stages))
+                list(pool.map(self._run, [stage for stage in stages if not stage.alone]))
+                list(map(self._run, [stage for stage in stages if stage.alone]))
             except KeyboardInterrupt:
                 self._stopping.set()
                 for child in list(self._children):

@@ -1,12 +1,13 @@
 """The driver: one stage's failure does not stop the others, finished stages are cached, the report follows."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.plan import Stage
+from benchmarks.plan import Stage, plan
 from benchmarks.record import Cell, Record, read_cells, read_records, write_records
 from benchmarks.reproduce import Runner, collect, collect_traces, last_line
 from traces.load import TraceSource
@@ -39,6 +40,28 @@ def test_a_failing_stage_says_why_and_the_others_go_on(tmp_path: Path, capfd: py
     assert list(runner.failed) == [bad]
     assert runner.failed[bad].startswith("error: K = 9 exceeds E = 8 (exit 1, log ")
     assert "K = 9 exceeds E = 8" in capfd.readouterr().out.replace("\n", " ")
+
+
+def test_a_stage_that_measures_seconds_runs_alone_after_the_others(tmp_path: Path) -> None:
+    # each says how many others of them run when it begins
+    code = (
+        "import time, pathlib; here = pathlib.Path(r'{0}'); "
+        "(here / '{1}.told').write_text(' '.join(sorted(p.stem for p in here.glob('*.runs')))); "
+        "(here / '{1}.runs').touch(); time.sleep(0.5); (here / '{1}.runs').unlink()"
+    )
+    names = ["timed0", "timed1", "shared0", "shared1"]
+    stages = [replace(stage(tmp_path, name, code.format(tmp_path, name)), alone="timed" in name) for name in names]
+    runner = Runner(jobs=4, minutes=1.0, total=4)
+    runner.run(stages)
+    assert not runner.failed
+    assert [(tmp_path / f"timed{number}.told").read_text() for number in (0, 1)] == ["", ""]
+    begun = {name: (tmp_path / f"{name}.told").stat().st_mtime for name in names}
+    assert max(begun["shared0"], begun["shared1"]) < begun["timed0"] < begun["timed1"]
+
+
+def test_only_what_has_a_ground_is_timed() -> None:
+    cells = plan(["paper2_walltime", "paper2_volume"], "smoke", "outputs", "csv").cells
+    assert {cell.experiment for cell in cells if cell.alone} == {"paper2_walltime"}
 
 
 def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
