@@ -141,7 +141,8 @@ def significant(value: float, digits: int) -> str:
     """A number in print, trailing zeros kept: "1.50" and "12,346" for three digits, "-" for NaN."""
     if not math.isfinite(value):
         return "-" if math.isnan(value) else "∞" if value > 0 else "-∞"
-    if value == 0:
+    # what rounding leaves of equal numbers; nothing measured here is so small
+    if abs(value) < 1e-12:
         return "0"
     magnitude = math.floor(math.log10(abs(value)))
     if magnitude < -4:

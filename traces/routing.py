@@ -64,8 +64,13 @@ class RoutingTrace:
 
     def loads(self) -> Int[np.ndarray, "S L E"]:
         """Tokens routed to each expert; absent choices (-1) do not count."""
-        flat_SLN = self.expert_indices.reshape(*self.expert_indices.shape[:2], -1).astype(np.int64)
-        return np.stack([(flat_SLN == expert).sum(-1) for expert in range(self.num_experts)], axis=-1)
+        num_steps, num_layers = self.expert_indices.shape[:2]
+        counts_SLE = np.empty((num_steps, num_layers, self.num_experts), np.int64)
+        # place 0 collects the absent choices and is cut off again
+        for counts_LE, chosen_LTK in zip(counts_SLE, self.expert_indices, strict=True):
+            for counts_E, chosen_TK in zip(counts_LE, chosen_LTK, strict=True):
+                counts_E[:] = np.bincount(chosen_TK.ravel().astype(np.int64) + 1, minlength=self.num_experts + 1)[1:]
+        return counts_SLE
 
     def collaboration(self) -> Int[np.ndarray, "L E E"]:
         """Tokens that chose experts i and j together, over all sampled steps: symmetric, diagonal zero.

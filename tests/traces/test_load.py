@@ -51,7 +51,8 @@ def test_the_fingerprint_changes_with_every_field():
 
 
 def test_importing_needs_no_torch():
-    imports = "traces.store, traces.routing, placement.lpt, placement.balance, predictors.states"
-    code = f"import sys, {imports}; sys.exit('torch' in sys.modules)"
+    readers = "traces.store, traces.routing, traces.foreign, traces.synthetic.workload"
+    others = "placement.lpt, placement.balance, placement.export, predictors.states"
+    code = f"import sys, {readers}, {others}; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
