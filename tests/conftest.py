@@ -4,8 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import settings
 
 from routers.base import Routing
+
+# a slow minute of the machine fails no test
+settings.register_profile("moelab", deadline=None)
+settings.load_profile("moelab")
 
 
 @pytest.fixture

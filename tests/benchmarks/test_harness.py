@@ -132,7 +132,7 @@ class TestEqualsOneRowAChoice:
         found = model.loglikelihood(requests(PAIRS))
         assert [total for total, _ in found] == pytest.approx([total for total, _ in expected], abs=1e-4)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(st.text(" \n\tab.,'(0é", max_size=12), st.text(" \nab.'1", min_size=1, max_size=6))
     def test_text_is_split_as_the_harness_splits_it(self, context: str, continuation: str) -> None:
         if context and not context.strip():

@@ -26,7 +26,7 @@ def test_overlaps_equals_the_obvious(seed: int):
     np.testing.assert_array_equal(overlaps(one, other), expected)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1))
 def test_labels_cover_neither_each_other_nor_marks(seed: int):
     rng = np.random.default_rng(seed)

@@ -128,7 +128,7 @@ def test_a_list_spares_top_k_and_is_shorter_than_all():
     assert list_lengths(2, 3) == [1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(2, 6), st.integers(0, 2**32 - 1))
 def test_seriation_finds_groups(pairs, seed):
     partner_of = np.arange(2 * pairs) ^ 1

@@ -68,7 +68,7 @@ series = hnp.arrays(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(series, st.integers(2, 12))
 def test_window_figures_equal_the_obvious_loop(proportion, window):
     blocks = [proportion[i : i + window] for i in range(len(proportion) - window + 1)]

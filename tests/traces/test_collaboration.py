@@ -42,7 +42,7 @@ def traces(draw):
     return RoutingTrace(np.arange(shape[0]), chosen, np.zeros(shape[2], np.int16), num_experts, SOURCE)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(profiles(at_least=1), st.data())
 def test_a_list_holds_the_most_co_activated_others(profile, data):
     num_experts = profile.shape[-1]
@@ -54,7 +54,7 @@ def test_a_list_holds_the_most_co_activated_others(profile, data):
     np.testing.assert_array_equal(top_lists(profile, top_t), expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(profiles())
 def test_degree_is_the_entropy_of_a_row(profile):
     found = collaboration_degree(profile)
@@ -65,7 +65,7 @@ def test_degree_is_the_entropy_of_a_row(profile):
             np.testing.assert_allclose(found[layer, expert], degree, atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(profiles(at_least=1), st.integers(0, 2**32 - 1))
 def test_renaming_experts_renames_their_degrees(profile, seed):
     order = np.random.default_rng(seed).permutation(profile.shape[-1])
@@ -73,7 +73,7 @@ def test_renaming_experts_renames_their_degrees(profile, seed):
     np.testing.assert_allclose(collaboration_degree(renamed), collaboration_degree(profile)[:, order])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(profiles(at_least=1))
 def test_coverage_is_the_share_inside_the_lists(profile):
     num_experts = profile.shape[-1]
@@ -93,7 +93,7 @@ def test_nothing_together_has_no_coverage_and_no_degree():
     assert np.isnan(collaboration_degree(alone)).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(arrays(np.int64, (2, 5), elements=st.integers(0, 9)))
 def test_independent_experts_share_by_load(loads):
     found = independent_collaboration(loads)
@@ -123,7 +123,7 @@ def test_an_expert_is_no_partner_of_its_own():
     np.testing.assert_allclose(collaboration_degree(profile)[0, [0, 2]], 0.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(traces())
 def test_transitions_equal_the_obvious_count(trace):
     num_layers = trace.expert_indices.shape[1]

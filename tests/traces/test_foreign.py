@@ -141,7 +141,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, write):
 
 
 @each_format
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 10**6), flip=st.integers(1, 255))
 def test_a_damaged_byte_is_harmless_or_refused(tmp_path, write, position, flip):
     folder = tmp_path / "dump"
@@ -197,7 +197,7 @@ def test_every_format_says_which_options_it_takes(tmp_path):
         read_foreign(write_vllm(tmp_path), top_k=2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=4), st.integers(1, 9))
 def test_cutting_into_steps_keeps_every_token_in_order(widths, tokens_per_step):
     rng = np.random.default_rng(sum(widths))

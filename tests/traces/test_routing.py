@@ -33,7 +33,7 @@ def routings(draw):
     return trace(chosen)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(routings())
 def test_collaboration_equals_the_obvious_count(routing):
     expected = np.zeros((routing.expert_indices.shape[1], NUM_EXPERTS, NUM_EXPERTS), int)
@@ -46,7 +46,7 @@ def test_collaboration_equals_the_obvious_count(routing):
     np.testing.assert_array_equal(routing.collaboration(), expected)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(routings())
 def test_sets_equal_the_obvious_count_and_know_every_pair(routing):
     for layer, found in enumerate(routing.sets()):

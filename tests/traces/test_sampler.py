@@ -35,7 +35,7 @@ def all_sets(walk_Ek: np.ndarray) -> dict[tuple[int, ...], float]:
     return {experts: set_probability(walk_Ek, experts) for experts in combinations(range(num_experts), top_k)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shares())
 def test_every_expert_gets_its_share(drawn):
     asked, top_k = drawn
@@ -49,7 +49,7 @@ def test_every_expert_gets_its_share(drawn):
         assert found / top_k == pytest.approx(wanted, abs=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shares())
 def test_a_set_is_as_likely_as_the_product_of_its_odds(drawn):
     asked, top_k = drawn
@@ -65,7 +65,7 @@ def test_a_set_is_as_likely_as_the_product_of_its_odds(drawn):
         np.testing.assert_allclose(with_e * with_f.sum(), with_f * with_e.sum(), atol=1e-7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shares())
 def test_what_is_feasible_is_left_alone_and_the_rest_is_cut(drawn):
     asked, top_k = drawn

@@ -63,7 +63,7 @@ def test_round_trip(tmp_path, chunk_steps):
     assert_recorded(tmp_path, 30)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=4), st.integers(1, 7))
 def test_a_resumed_trace_equals_an_uninterrupted_one(tmp_path_factory, runs, chunk_steps):
     folder, reached = tmp_path_factory.mktemp("trace"), 0
@@ -139,7 +139,7 @@ def test_a_chunk_cut_anywhere_is_refused(tmp_path, kind, read):
         refused(tmp_path, "truncated or not a trace chunk", read)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(position=st.integers(0, 10**6), flip=st.integers(1, 255), manifest=st.booleans())
 def test_a_damaged_byte_is_harmless_or_refused(tmp_path, position, flip, manifest):
     folder = tmp_path / "trace"

@@ -178,7 +178,7 @@ def test_half_of_a_drift_s_deviation_is_left_after_its_half_life():
     assert logarithm[:2000].std(-1).mean() == pytest.approx(logarithm[2000:].std(-1).mean(), rel=0.05)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.builds(
         Size,

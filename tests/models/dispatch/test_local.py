@@ -41,7 +41,7 @@ cases = st.tuples(st.integers(0, 10_000), st.integers(0, 20), st.integers(1, E),
 
 
 @both
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(case=cases)
 def test_rows_are_the_routed_pairs_by_expert_then_token(dispatcher, case):
     routing = draw_routing(*case)
@@ -56,7 +56,7 @@ def test_rows_are_the_routed_pairs_by_expert_then_token(dispatcher, case):
     assert (plan.rows_sent.tolist(), plan.metadata_bytes_sent.tolist()) == ([len(expected)], [0])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(cases)
 def test_sizes_depend_on_the_choices_only_where_they_are_cut(case):
     routing, x_TD = draw_routing(*case), tokens_for(case[1])
@@ -66,7 +66,7 @@ def test_sizes_depend_on_the_choices_only_where_they_are_cut(case):
 
 
 @both
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(case=cases)
 def test_identity_experts_give_the_weighted_sum(dispatcher, case):
     routing = draw_routing(*case)

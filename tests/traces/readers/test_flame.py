@@ -20,7 +20,7 @@ def save_flame(path: Path, indices: object, **columns: object) -> Path:
 
 
 class TestFlame:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(SEEDS, st.booleans())
     def test_choices_come_back(self, tmp_path_factory, make_choices, count, seed, one_file):
         chosen_LTK, num_experts = make_choices(seed)

@@ -25,7 +25,7 @@ def save_hugging_face(folder: Path, logits: np.ndarray, top_k: object, kind: str
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])
 class TestHuggingFace:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(SEEDS, st.sampled_from([np.float16, np.float32, np.float64]))
     def test_the_largest_logits_are_chosen(self, tmp_path_factory, make_choices, count, kind, seed, dtype):
         chosen_LTK, num_experts = make_choices(seed)

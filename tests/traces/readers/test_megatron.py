@@ -28,7 +28,7 @@ def save_megatron(folder: Path, *rows: dict) -> Path:
 
 
 class TestMegatron:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(SEEDS, st.integers(1, 3))
     def test_choices_come_back(self, tmp_path_factory, make_choices, count, seed, num_batches):
         chosen_LTK, num_experts = make_choices(seed)

@@ -24,7 +24,7 @@ def save_sglang(path: Path, *records: dict, logical=((0, 1, 0), (1, 0, 0)), **ot
 
 
 class TestSGLang:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(SEEDS, st.booleans())
     def test_counts_come_back(self, tmp_path_factory, seed, summed):
         tokens = np.random.default_rng(seed).integers(0, 5, (4, 2, 3))
@@ -44,7 +44,7 @@ class TestSGLang:
             torch.save({"logical_count": torch.full((2, 1, 2), value, dtype=torch.int32)}, tmp_path / name)
         assert read_foreign(tmp_path)[0].tokens[:, 0, 0].tolist() == [2, 2, 3, 3]
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(SEEDS)
     def test_physical_experts_become_logical(self, tmp_path_factory, make_choices, count, seed):
         chosen_LTK, num_experts = make_choices(seed)

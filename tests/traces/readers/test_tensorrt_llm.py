@@ -22,7 +22,7 @@ def save_tensorrt_llm(folder: Path, tensors: dict[str, np.ndarray], rank: int = 
 
 
 class TestTensorRTLLM:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(SEEDS)
     def test_ranks_are_summed(self, tmp_path_factory, seed):
         folder = tmp_path_factory.mktemp("dump")

@@ -11,7 +11,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 class TestVLLM:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(SEEDS, st.sampled_from([np.uint8, np.int16, np.int64]))
     def test_choices_come_back(self, tmp_path_factory, make_choices, count, seed, dtype):
         chosen_LTK, num_experts = make_choices(seed)
