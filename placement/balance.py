@@ -23,6 +23,23 @@ def device_load(load: Real[np.ndarray, "*S L E"], placement: Placement) -> Float
     return np.einsum("...le,lge->...lg", load, share_LGE)
 
 
+def mean_load(load: Real[np.ndarray, "*J L E"]) -> Float[np.ndarray, "L E"]:
+    """The one load that a planner plans for: the mean of several.
+
+    Raises:
+        ValueError: a load negative or not finite.
+    """
+    if not (np.isfinite(load).all() and load.min(initial=0) >= 0):
+        raise ValueError(f"loads must be finite and not negative, got {load.min()}..{load.max()}")
+    return load.reshape(-1, *load.shape[-2:]).mean(0)
+
+
+def device_share(load: Real[np.ndarray, "*B E"], num_devices: int) -> Float[np.ndarray, "*B E"]:
+    """Each expert's load over the mean load of a device; 0 where there is no load."""
+    mean = load.sum(-1, keepdims=True) / num_devices
+    return np.divide(load, mean, out=np.zeros(load.shape), where=mean > 0)
+
+
 def max_over_mean(device_load: Real[np.ndarray, "*B G"]) -> Float[np.ndarray, "*B"]:
     """The busiest device's load over the mean: 1 is perfect, G the worst; 1 where there is no load."""
     mean = device_load.mean(-1)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, Real
 
+from placement.balance import mean_load
 from placement.topology import Placement, Topology, check_fits
 from traces.routing import ExpertSets
 
@@ -29,14 +30,13 @@ def lpt(
     Raises:
         ValueError: a load negative or not finite, more devices than experts, or fewer slots than experts.
     """
-    load_LE = load.reshape(-1, *load.shape[-2:]).mean(0)
+    load_LE = mean_load(load)
     check_fits(load_LE.shape[-1], topology.num_devices, slots_per_device)
-    if not (np.isfinite(load_LE).all() and load.min() >= 0):
-        raise ValueError(f"loads must be finite and not negative, got {load.min()}..{load.max()}")
-    return Placement(np.stack([_place(row, topology.num_devices, slots_per_device) for row in load_LE]))
+    return Placement(np.stack([place(row, topology.num_devices, slots_per_device) for row in load_LE]))
 
 
-def _place(load_E: np.ndarray, num_devices: int, slots_per_device: int) -> Int[np.ndarray, "G C"]:
+def place(load_E: Real[np.ndarray, " E"], num_devices: int, slots_per_device: int) -> Int[np.ndarray, "G C"]:
+    """LPT's slots of one layer, -1 for an empty one."""
     slots_GC = np.full((num_devices, slots_per_device), -1)
     held = [0] * num_devices
     open_devices = [(0.0, device) for device in range(num_devices)]

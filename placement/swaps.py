@@ -5,6 +5,7 @@ it touches (hypergraph connectivity). A pair swap changes it only for sets that 
 change of every possible swap follows from two sums over sets, so the best swap is found exactly at each step.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,8 @@ class Grouping:
         share: (E,) load of each member over the mean load of a group.
         num_groups: G.
         load_weight: cost of a mean squared deviation of 1 in the groups' shares.
+        price: (E, G) cost of each member in each group; None for none.
+        slots: members that a group can hold; None for sizes that differ by one at most.
     """
 
     contains: Float[np.ndarray, "M E"]
@@ -31,11 +34,23 @@ class Grouping:
     share: Float[np.ndarray, " E"]
     num_groups: int
     load_weight: float
+    price: Float[np.ndarray, "E G"] | None = None
+    slots: int | None = None
 
     def cost(self, group: Int[np.ndarray, " E"]) -> float:
-        """Mean distinct groups of a set plus `load_weight` times the mean squared deviation of group shares."""
+        """Distinct groups of a set plus prices plus `load_weight` times the mean squared deviation of group shares."""
         deviation_G = np.bincount(group, self.share, self.num_groups) - 1.0
-        return float(self.weight @ self.touches(group).sum(1) + self.load_weight * np.square(deviation_G).mean())
+        return self.fixed_cost(group) + float(self.load_weight * np.square(deviation_G).mean())
+
+    def cost_of_worst(self, group: Int[np.ndarray, " E"]) -> float:
+        """As `cost`, but `load_weight` times what the largest group share is above 1."""
+        share_G = np.bincount(group, self.share, self.num_groups)
+        return self.fixed_cost(group) + self.load_weight * float(share_G.max() - 1.0)
+
+    def fixed_cost(self, group: Int[np.ndarray, " E"]) -> float:
+        """Distinct groups of a set, by the weight of the sets, plus the members' prices."""
+        price = 0.0 if self.price is None else self.price[np.arange(len(group)), group].sum()
+        return float(self.weight @ self.touches(group).sum(1) + price)
 
     def touches(self, group: Int[np.ndarray, " E"]) -> Float[np.ndarray, "M G"]:
         """1 where a set has a member in a group, else 0."""
@@ -43,18 +58,32 @@ class Grouping:
 
     def best_of(self, starts: int, rng: np.random.Generator) -> Int[np.ndarray, " E"]:
         """The cheapest of several searches: one starts from the heaviest members, the others from random ones."""
+        return min((self.descend(start) for start in self.starts(starts, rng)), key=self.cost)
+
+    def starts(self, num: int, rng: np.random.Generator) -> list[Int[np.ndarray, " E"]]:
+        """Groupings to search from: one filled from the heaviest members, the others from random ones."""
         num_members = len(self.share)
         orders = [np.argsort(-self.weight @ self.contains, kind="stable")]
-        orders += [rng.permutation(num_members) for _ in range(starts - 1)]
-        return min((self._search(order) for order in orders), key=self.cost)
+        orders += [rng.permutation(num_members) for _ in range(num - 1)]
+        return [_greedy(self, order) for order in orders]
 
-    def _search(self, order_E: Int[np.ndarray, " E"]) -> Int[np.ndarray, " E"]:
-        state = Swaps(self, _greedy(self, order_E))
+    def descend(self, group: Int[np.ndarray, " E"]) -> Int[np.ndarray, " E"]:
+        """The grouping after the best swap, again and again until none lowers `cost`."""
+        return self._search(group, Swaps.change)
+
+    def polish(self, group: Int[np.ndarray, " E"]) -> Int[np.ndarray, " E"]:
+        """The same until none lowers `cost_of_worst`."""
+        return self._search(group, Swaps.change_of_worst)
+
+    def _search(
+        self, group_E: Int[np.ndarray, " E"], change_of: Callable[["Swaps"], Float[np.ndarray, "E E"]]
+    ) -> Int[np.ndarray, " E"]:
+        state = Swaps(self, group_E)
         while True:
-            change = state.change()
+            change = change_of(state)
             first, second = np.unravel_index(change.argmin(), change.shape)
             if change[first, second] > -SMALLEST_GAIN * (1.0 + self.load_weight):
-                return state.group[: len(order_E)]
+                return state.group[: len(group_E)]
             state.swap(int(first), int(second))
 
 
@@ -77,11 +106,13 @@ class Swaps:
 
     def __init__(self, problem: Grouping, group_E: Int[np.ndarray, " E"]) -> None:
         num_members, num_groups = len(group_E), problem.num_groups
-        short = np.flatnonzero(np.bincount(group_E, minlength=num_groups) < -(-num_members // num_groups))
+        slots = -(-num_members // num_groups) if problem.slots is None else problem.slots
+        short = np.repeat(np.arange(num_groups), slots - np.bincount(group_E, minlength=num_groups))
         self._problem = problem
         self._num_members = num_members
         self._contains = np.pad(problem.contains, ((0, 0), (0, len(short))))
         self._share = np.pad(problem.share, (0, len(short)))
+        self._price_EG = None if problem.price is None else np.pad(problem.price, ((0, len(short)), (0, 0)))
         self.group = np.append(group_E, short)
         self._count_MG = self._contains @ np.eye(num_groups)[self.group]
         rows = np.arange(len(self._contains))
@@ -91,13 +122,12 @@ class Swaps:
         self._absent_EG = self._weigh(rows, self._absent(rows, np.arange(num_groups)))
 
     def change(self) -> Float[np.ndarray, "E E"]:
-        """Change of cost if two members swapped groups; infinite where they must not."""
-        enter_EE = self._absent_EG[:, self.group]
-        # a member leaving a group in which it was alone saves a visit, unless the other one of the swap is in the set
-        leave_EE = self._alone_EE - np.diag(self._alone_EE)[:, None]
-        one_way_EE = enter_EE + leave_EE
-        change_EE = one_way_EE + one_way_EE.T + self._problem.load_weight * self._change_of_deviation()
-        return np.where(self._forbidden(), np.inf, change_EE)
+        """Change of `Grouping.cost` if two members swapped groups; infinite where they must not."""
+        return self._allowed(self._change_of_fixed() + self._problem.load_weight * self._change_of_deviation())
+
+    def change_of_worst(self) -> Float[np.ndarray, "E E"]:
+        """The same of `Grouping.cost_of_worst`."""
+        return self._allowed(self._change_of_fixed() + self._problem.load_weight * self._change_of_largest())
 
     def swap(self, first: int, second: int) -> None:
         """Swap two members and bring the sums up to date, over the sets and groups that the swap touches."""
@@ -124,16 +154,54 @@ class Swaps:
         """Sum of the values over each member's sets, by the weight of the sets."""
         return self._contains[rows].T @ (self._problem.weight[rows, None] * values)
 
+    def _change_of_fixed(self) -> Float[np.ndarray, "E E"]:
+        enter_EE = self._absent_EG[:, self.group]
+        # a member leaving a group in which it was alone saves a visit, unless the other one of the swap is in the set
+        leave_EE = self._alone_EE - np.diag(self._alone_EE)[:, None]
+        one_way_EE = enter_EE + leave_EE
+        if self._price_EG is not None:
+            price_EE = self._price_EG[:, self.group]
+            one_way_EE += price_EE - np.diag(price_EE)[:, None]
+        return one_way_EE + one_way_EE.T
+
     def _change_of_deviation(self) -> Float[np.ndarray, "E E"]:
-        num_groups = self._problem.num_groups
-        share_E = np.bincount(self.group, self._share, num_groups)[self.group]
-        gain_EE = self._share - self._share[:, None]
+        share_E, gain_EE = self._shares()[self.group], self._gain()
         # (x + gain)^2 - x^2 for the first one's group, (y - gain)^2 - y^2 for the other's
-        return 2.0 * gain_EE * (share_E[:, None] - share_E + gain_EE) / num_groups
+        return 2.0 * gain_EE * (share_E[:, None] - share_E + gain_EE) / self._problem.num_groups
+
+    def _change_of_largest(self) -> Float[np.ndarray, "E E"]:
+        share_G, gain_EE = self._shares(), self._gain()
+        share_E = share_G[self.group]
+        pair_EE = np.maximum(share_E[:, None] + gain_EE, share_E - gain_EE)
+        others_EE = _largest_of_others(share_G)[self.group[:, None], self.group]
+        return np.maximum(pair_EE, others_EE) - share_G.max()
+
+    def _shares(self) -> Float[np.ndarray, " G"]:
+        return np.bincount(self.group, self._share, self._problem.num_groups)
+
+    def _gain(self) -> Float[np.ndarray, "E E"]:
+        """What the first one's group gains."""
+        return self._share - self._share[:, None]
+
+    def _allowed(self, change_EE: Float[np.ndarray, "E E"]) -> Float[np.ndarray, "E E"]:
+        return np.where(self._forbidden(), np.inf, change_EE)
 
     def _forbidden(self) -> Bool[np.ndarray, "E E"]:
-        """Within a group a swap does nothing; a second empty member would leave a group two short."""
+        """Within a group a swap does nothing; where sizes differ by one, a second empty member is one too many."""
+        same_EE = self.group[:, None] == self.group
+        if self._problem.slots is not None:
+            return same_EE
         is_empty = np.arange(len(self.group)) >= self._num_members
         is_short = np.isin(self.group, self.group[is_empty])
         two_short = is_empty[:, None] & is_short
-        return (self.group[:, None] == self.group) | two_short | two_short.T
+        return same_EE | two_short | two_short.T
+
+
+def _largest_of_others(share_G: Float[np.ndarray, " G"]) -> Float[np.ndarray, "G G"]:
+    """For each two groups the largest share of all others: one of the three largest there are; -inf without others."""
+    groups, shares = np.arange(len(share_G)), np.append(share_G, -np.inf)
+    largest = np.pad(np.argsort(-share_G), (0, 2), constant_values=len(share_G))[:3]
+    # [k, g, h]: whether g or h is the group with the k-th largest share
+    is_pair_2GG = (groups[:, None] == largest[:2, None, None]) | (groups == largest[:2, None, None])
+    first, second, third = shares[largest]
+    return np.where(~is_pair_2GG[0], first, np.where(~is_pair_2GG[1], second, third))

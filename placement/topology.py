@@ -144,8 +144,29 @@ def check_fits(num_experts: int, num_devices: int, slots_per_device: int) -> Non
     """
     if num_devices > num_experts:
         raise ValueError(f"{num_devices} devices for {num_experts} experts: some would hold none")
+    check_slots(num_experts, num_devices, slots_per_device)
+
+
+def check_slots(num_experts: int, num_devices: int, slots_per_device: int) -> None:
+    """Refuse fewer slots than experts; with replicas there may be more devices than experts.
+
+    Raises:
+        ValueError: fewer slots than experts.
+    """
     if num_devices * slots_per_device < num_experts:
         raise ValueError(
             f"{num_experts} experts do not fit {num_devices} devices x {slots_per_device} slots "
             f"= {num_devices * slots_per_device}"
         )
+
+
+def widened(placement: Placement, slots_per_device: int) -> Int[np.ndarray, "L G C"]:
+    """The slots of a placement, with empty ones up to another number a device.
+
+    Raises:
+        ValueError: it has more slots a device.
+    """
+    spare = slots_per_device - placement.slots_per_device
+    if spare < 0:
+        raise ValueError(f"the placement has {placement.slots_per_device} slots a device, more than {slots_per_device}")
+    return np.pad(placement.slots, ((0, 0), (0, 0), (0, spare)), constant_values=-1)

@@ -19,7 +19,7 @@ from traces.routing import ExpertSets
 
 MODEL = CostModel(1e-3, 4e-8, 1e-9)
 PLANNERS = (contiguous, lpt, partial(colocate, starts=1), partial(colocate, load_weight=5.0, starts=1))
-SETTINGS = settings(max_examples=8, deadline=None)
+SETTINGS = settings(max_examples=8)
 
 
 def cluster(nodes: int, devices_per_node: int) -> Topology:

@@ -1,7 +1,5 @@
 """Co-location: against the exact optimum, and what its load term buys."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +7,7 @@ from hypothesis import strategies as st
 
 from placement.balance import device_load
 from placement.colocate import colocate
+from placement.exact import least_visits_of_few
 from placement.swaps import Grouping, Swaps
 from placement.topology import Placement, Topology
 from placement.volume import dispatch_volume, distinct_devices, per_node
@@ -34,31 +33,8 @@ def deviation(trace, placement: Placement) -> float:
 
 
 def optimum(trace, num_devices: int, load_weight: float = 0.0) -> float:
-    """The least cost of any grouping into sizes that differ by one at most: the cost adds up over groups, so the best
-    grouping of a set of experts is its best first group plus the best grouping of the rest."""
-    num_experts, chosen_TK = trace.num_experts, trace.expert_indices[0, 0]
-    groups = np.arange(2**num_experts)
-    bits_SE = (groups[:, None] >> np.arange(num_experts)) & 1
-    one_hot_TE = (chosen_TK[:, :, None] == np.arange(num_experts)).any(1)
-    touched_S = (bits_SE @ one_hot_TE.T > 0).mean(1)
-    load_S = bits_SE @ load_of(trace)[0] * num_devices / load_of(trace)[0].sum()
-    cost_S = touched_S + load_weight * np.square(load_S - 1) / num_devices
-    small, num_big = divmod(num_experts, num_devices)
-    of_size = {size: groups[bits_SE.sum(1) == size] for size in (small, small + 1)}
-
-    @cache
-    def best(left: int, big: int, devices: int) -> float:
-        if devices == 0:
-            return 0.0
-        # the group of the lowest expert left, of every size that must still occur
-        sizes = [small + 1] * (big > 0) + [small] * (devices > big)
-        found = []
-        for size in sizes:
-            fits = of_size[size][(of_size[size] & ~left == 0) & (of_size[size] & left & -left > 0)]
-            found += [cost_S[group] + best(left & ~int(group), big - (size > small), devices - 1) for group in fits]
-        return min(found)
-
-    return best(2**num_experts - 1, num_big, num_devices)
+    """The least cost of any grouping into sizes that differ by one at most."""
+    return least_visits_of_few(trace.sets()[0], load_of(trace)[0], num_devices, load_weight).cost
 
 
 @pytest.fixture
@@ -102,7 +78,7 @@ def test_hidden_blocks_are_found(make_trace):
     assert {frozenset(held) for held in placement.slots[0].tolist()} == {frozenset(held) for held in members.tolist()}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(2, 5), st.sampled_from([0.0, 3.0]))
 def test_the_change_of_every_swap_is_exact_after_any_swaps(seed, top_k, num_groups, load_weight):
     rng = np.random.default_rng(seed)

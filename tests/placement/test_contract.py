@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from placement.balance import device_load
+from placement.movement import moved_slots
 from placement.topology import Placement, Topology
 from traces.load import TraceSource
 from traces.routing import RoutingTrace
@@ -17,12 +18,17 @@ TOPOLOGY = Topology(2, 2, 450e9, 100e9, 3.4e-6, 14e-6)
 NUM_LAYERS, NUM_EXPERTS, NUM_TOKENS = 3, 16, 200
 
 
-@pytest.fixture(params=PLANNERS, ids=lambda path: path.stem)
-def planner(request):
-    return instantiate(OmegaConf.load(request.param))
+@pytest.fixture(scope="module", params=PLANNERS, ids=lambda path: path.stem)
+def planner(request, routing):
+    planner = instantiate(OmegaConf.load(request.param))
+    try:
+        planner(routing.loads()[0], TOPOLOGY, slots_per_device=4, routing=routing.sets())
+    except ImportError as missing:
+        pytest.skip(str(missing))
+    return planner
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def routing():
     """Skewed top-2 routings."""
     rng = np.random.default_rng(0)
@@ -60,6 +66,27 @@ def test_a_plan_may_start_from_the_current_one(planner, load, routing):
     again = planner(load[::-1].copy(), TOPOLOGY, slots_per_device=4, routing=routing.sets(), current=current)
     assert again.slots.shape == kept.shape
     np.testing.assert_array_equal(current.slots, kept)
+
+
+@pytest.mark.parametrize("slots_per_device", [4, 6])
+def test_nothing_moves_while_the_load_stays(planner, load, routing, slots_per_device):
+    given = {"slots_per_device": slots_per_device, "routing": routing.sets()}
+    current = planner(load, TOPOLOGY, **given)
+    again = planner(load, TOPOLOGY, **given, current=current)
+    assert moved_slots(current, again).tolist() == [0] * NUM_LAYERS
+
+
+def test_a_plan_may_have_more_slots_than_the_current_one(planner, load, routing):
+    current = planner(load, TOPOLOGY, slots_per_device=4, routing=routing.sets())
+    wider = planner(load[::-1].copy(), TOPOLOGY, slots_per_device=6, routing=routing.sets(), current=current)
+    assert wider.slots.shape == (NUM_LAYERS, TOPOLOGY.num_devices, 6)
+    assert wider.num_experts == NUM_EXPERTS
+
+
+def test_several_loads_give_one_plan(planner, load, routing):
+    loads = np.stack([load, load[:, ::-1], 2 * load])
+    plan = planner(loads, TOPOLOGY, slots_per_device=5, routing=routing.sets())
+    assert plan.slots.shape == (NUM_LAYERS, TOPOLOGY.num_devices, 5)
 
 
 def test_a_layer_without_tokens_is_placed(planner, load, routing):

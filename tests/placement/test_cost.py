@@ -59,7 +59,7 @@ def slow_seconds(model: CostModel, matrix: np.ndarray, topology: Topology) -> fl
     return model.seconds_per_exchange + slowest
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), SHAPES, RATES, RATES)
 def test_an_exchange_lasts_as_long_as_its_slowest_link(seed, shape, between, inside):
     topology, model = cluster(*shape), CostModel(1e-4, between, inside)
@@ -68,7 +68,7 @@ def test_an_exchange_lasts_as_long_as_its_slowest_link(seed, shape, between, ins
     np.testing.assert_allclose(model.seconds(CommVolume(matrices, topology)), expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), SHAPES, RATES, RATES)
 def test_more_bytes_never_take_less_and_twice_the_bytes_at_most_twice(seed, shape, between, inside):
     topology, model = cluster(*shape), CostModel(1e-4, between, inside)
@@ -95,7 +95,7 @@ def test_a_hot_node_costs_more_than_the_same_bytes_spread_and_an_idle_node_takes
     assert MODEL.seconds(CommVolume(hot, topology)) == seconds[1]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.integers(1, 4))
 def test_stages_add_up(seed, num_stages):
     topology = cluster(2, 2)
@@ -108,7 +108,7 @@ def test_a_data_sheet_is_a_model():
     assert CostModel.from_topology(cluster(1, 2)).seconds_per_exchange == 5e-5
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.sampled_from([(2, 2), (3, 2), (4, 2)]), st.floats(1e-5, 1e-2), RATES, RATES)
 def test_a_sweep_without_noise_gives_back_the_model(seed, shape, latency, between, inside):
     topology, model = cluster(*shape), CostModel(latency, between, inside)
@@ -120,7 +120,7 @@ def test_a_sweep_without_noise_gives_back_the_model(seed, shape, latency, betwee
         np.testing.assert_allclose(astuple(fitted), astuple(model), rtol=1e-3)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.floats(1e-4, 1e-2))
 def test_stages_over_one_kind_of_link_each_need_no_exchange_of_their_own(seed, latency):
     topology, model = cluster(2, 2), CostModel(latency, 4e-8, 1e-8)
@@ -175,7 +175,7 @@ def test_small_messages_count_as_much_as_large_ones():
     assert np.abs(np.polyval(absolute, size) / measured - 1).max() > 0.2
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6), st.floats(1e-3, 1e3))
 def test_a_clock_of_another_unit_gives_the_model_in_that_unit(seed, unit):
     volume = sweep(seed, cluster(2, 2), num_mixed=4)

@@ -28,7 +28,7 @@ def placements(draw):
     return Placement(order[:, dealt].reshape(num_layers, num_devices, slots_per_device))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(placements())
 def test_sglang_reads_the_same_placement_back(tmp_path_factory, placement):
     path = tmp_path_factory.mktemp("plan") / "sub" / "location.json"
@@ -39,7 +39,7 @@ def test_sglang_reads_the_same_placement_back(tmp_path_factory, placement):
     np.testing.assert_array_equal(np.reshape(found["physical_to_logical_map"], placement.slots.shape), placement.slots)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(placements(), st.integers(0, 60))
 def test_tensorrt_llm_reads_the_same_placement_back(tmp_path_factory, placement, first):
     path = tmp_path_factory.mktemp("plan") / "eplb.yaml"
@@ -54,7 +54,7 @@ def test_tensorrt_llm_reads_the_same_placement_back(tmp_path_factory, placement,
     np.testing.assert_array_equal(slots, placement.slots)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(placements())
 def test_vllm_ascend_reads_the_same_placement_back(tmp_path_factory, placement):
     path = tmp_path_factory.mktemp("plan") / "map.json"

@@ -43,7 +43,7 @@ def slow_lpt(load_E: np.ndarray, num_devices: int, slots: int) -> list[set[int]]
 whole_loads = hnp.arrays(np.int64, st.tuples(st.integers(1, 3), st.just(7)), elements=st.integers(1, 50))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(whole_loads, st.sampled_from([(2, 4), (3, 3), (2, 7), (3, 7)]))
 def test_lpt_keeps_between_the_optimum_and_its_guarantee(load, shape):
     num_devices, slots = shape
@@ -56,7 +56,7 @@ def test_lpt_keeps_between_the_optimum_and_its_guarantee(load, shape):
         assert (found <= best * (4 / 3 - 1 / (3 * num_devices)) + 1e-9).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(whole_loads, st.sampled_from([(2, 4), (3, 3), (7, 1), (3, 5)]))
 def test_lpt_equals_the_obvious_loop(load, shape):
     placement = lpt(load, cluster(shape[0]), slots_per_device=shape[1])

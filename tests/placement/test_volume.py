@@ -92,7 +92,7 @@ def walk(hops, name, trace, placement, topology) -> np.ndarray:
 
 
 @EVERY_ACCOUNTING
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     shape=st.sampled_from([(1, 1), (1, 4), (2, 2), (4, 1), (3, 2)]),
@@ -106,7 +106,7 @@ def test_dispatch_and_combine_equal_the_walk_of_each_token(make_trace, accountin
     np.testing.assert_array_equal(dispatch_volume(*case, 6, accounting).reverse.bytes, 6 * back)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.sampled_from([(1, 4), (2, 2), (3, 2)]), st.integers(1, 5), st.booleans())
 def test_what_each_accounting_saves_over_the_one_before(make_trace, seed, shape, top_k, replicated):
     trace, placement, topology = random_case(make_trace, seed, shape, top_k, replicated)
@@ -123,7 +123,7 @@ def test_what_each_accounting_saves_over_the_one_before(make_trace, seed, shape,
 
 
 @EVERY_ACCOUNTING
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(0, 12))
 def test_splitting_a_batch_adds_volumes(make_trace, accounting, seed, cut):
     trace, placement, topology = random_case(make_trace, seed, (2, 2), 3)
@@ -159,7 +159,7 @@ def test_a_worked_example(make_trace):
     assert copies == [4.0, 3.0, 3.0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from([(1, 1), (1, 4), (2, 2), (3, 2)]), st.booleans())
 def test_each_stage_of_per_node_uses_one_kind_of_link(make_trace, seed, shape, replicated):
     case = random_case(make_trace, seed, shape, 3, replicated)
@@ -169,7 +169,7 @@ def test_each_stage_of_per_node_uses_one_kind_of_link(make_trace, seed, shape, r
     np.testing.assert_array_equal((crossing + forwarding).bytes, dispatch_volume(*case, 2, per_node).bytes)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.sampled_from([(1, 4), (2, 2), (3, 2)]))
 def test_a_token_goes_to_the_nearest_replica(make_trace, seed, shape):
     _, placement, topology = random_case(make_trace, seed, shape, 1, replicated=True)
