@@ -30,6 +30,7 @@ from benchmarks.record_figures import (
     sensitivity_figure,
 )
 from benchmarks.router_figures import router_figures
+from benchmarks.step_figures import step_parts_figure
 from benchmarks.svg import method_colour, ordered_colour
 from benchmarks.walltime_figures import walltime_figures
 
@@ -90,7 +91,7 @@ def draw_figures(records: Sequence[Record], curves: Sequence[Curve], cells: Sequ
         figures.append(_lines_figure(name, [_line_a_layer(curve) for curve in by_name.pop(name)], {}, marks))
     figures += forecast_figures(records)
     of_routers = [*router_figures(records), *quality_figures(records)]
-    figures += of_routers + walltime_figures(records)
+    figures += [*of_routers, *walltime_figures(records), step_parts_figure(records)]
     figures += [matrix_figure(by_name.pop("collaboration", [])), degree_figure(by_name.pop("collaboration_degree", []))]
     keys = method_keys(records)
     figures += [_lines_figure(name, by_name[name], keys, _Marks({}, [])) for name in sorted(by_name)]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from benchmarks.labels import needs_line, place_labels
-from benchmarks.panels import panel_svg, tick_text
+from benchmarks.panels import Key, panel_svg, tick_text
 from benchmarks.svg import FAINT, INK, drawn_colour
 
 LABEL_SIZE = 7.5
@@ -23,6 +23,8 @@ MARGIN, MOST_INTERVAL = 0.09, 0.15
 ROW_HEIGHT = 0.235
 # of an axis, for the texts at the ends of bars
 TEXT_ROOM = 0.3
+# matplotlib's markers, and what stands for each in a legend
+MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "<": "◀", ">": "▶", "P": "✚"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,15 @@ class Mark:
     colour: str
     is_filled: bool = True
     size: float = 4.6
+
+    @classmethod
+    def numbered(cls, index: int, colour: str) -> "Mark":
+        """The marks of a series: neighbours differ in shape too, never in colour alone."""
+        return cls(list(MARKERS)[index % len(MARKERS)], colour)
+
+    def key(self, label: str) -> Key:
+        """Its line in a legend."""
+        return Key(label, self.colour, marker=MARKERS[self.marker])
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,11 @@ def dot_panel(
         _name_rows(axes, rows)
 
     return panel_svg(draw, label, "", height=0.65 + row_height * max(len(rows), 3))
+
+
+def spread_in_row(count: int) -> list[float]:
+    """Where in a row, from its middle, each of so many dots stands."""
+    return [float(shift) for shift in 0.8 * ((np.arange(count) + 0.5) / count - 0.5)]
 
 
 def stack_panel(stacks: Sequence[Stack], parts: Sequence[Part], label: str, limits: tuple[float, float]) -> str:

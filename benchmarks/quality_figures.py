@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.panels import Figure, Key, Panel
-from benchmarks.point_panels import Dot, Mark, dot_panel, spread_limits
+from benchmarks.panels import Figure, Panel
+from benchmarks.point_panels import Dot, Mark, dot_panel, spread_in_row, spread_limits
 from benchmarks.record import Record
 from benchmarks.record_figures import natural
 from benchmarks.svg import method_colour, ordered_colour
@@ -19,7 +19,6 @@ GAPS = {
 }
 ACCURACY = "accuracy/"
 PLAIN = "plain"
-MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "<": "◀", ">": "▶", "P": "✚"}
 CHANCE = Mark("|", "ink", size=13.0)
 
 
@@ -34,12 +33,12 @@ def gap_figure(records: Sequence[Record]) -> Figure | None:
     """Difference to the plain arm, a panel a setting and measure, a row a router, a dot a number of steps."""
     rows = [row for row in records if row.metric in GAPS]
     horizons = sorted({row.horizon for row in rows})
-    marks = {h: _mark(i, ordered_colour(i, len(horizons))) for i, h in enumerate(horizons)}
+    marks = {h: Mark.numbered(i, ordered_colour(i, len(horizons))) for i, h in enumerate(horizons)}
     panels = []
-    for setting, metric in sorted({(row.setting, row.metric) for row in rows}, key=_gap_order):
-        here = [row for row in rows if (row.setting, row.metric) == (setting, metric)]
-        panels.append(Panel(setting, _gap_panel(here, marks, GAPS[metric])))
-    keys = tuple(Key(f"after {h:,} steps", mark.colour, marker=MARKERS[mark.marker]) for h, mark in marks.items())
+    for where, metric in sorted({(row.where, row.metric) for row in rows}, key=_gap_order):
+        here = [row for row in rows if (row.where, row.metric) == (where, metric)]
+        panels.append(Panel(where, _gap_panel(here, marks, GAPS[metric])))
+    keys = tuple(mark.key(f"after {h:,} steps") for h, mark in marks.items())
     caption = (
         "Loss: left of the line is better than plain; accuracy: right of it. Means over parents with 95 % intervals, "
         "cut where they leave a panel; a parent's continuations are averaged first."
@@ -55,17 +54,17 @@ def accuracy_figure(records: Sequence[Record]) -> Figure | None:
     if len(levels) == len(rows):
         return None
     routers = sorted({row.method for row in levels}, key=natural)
-    marks = {name: _mark(i, method_colour(i)) for i, name in enumerate([PLAIN, *routers])}
+    marks = {name: Mark.numbered(i, method_colour(i)) for i, name in enumerate([PLAIN, *routers])}
     panels = []
-    for setting, horizon in sorted({(row.setting, row.horizon) for row in levels}):
-        here = [row for row in rows if (row.setting, row.horizon) == (setting, horizon)]
-        panels.append(Panel(f"{setting}, {horizon:,} steps", _accuracy_panel(here, marks)))
+    for where, horizon in sorted({(row.where, row.horizon) for row in levels}):
+        here = [row for row in rows if (row.where, row.horizon) == (where, horizon)]
+        panels.append(Panel(f"{where}, {horizon:,} steps", _accuracy_panel(here, marks)))
     has_chance = any(np.isfinite(row.floor) for row in levels)
     return Figure(
         "accuracy",
         "Accuracy by task",
         f"{'Upright tick: chance. ' if has_chance else ''}Means over parents and continuations.",
-        tuple(Key(name, mark.colour, marker=MARKERS[mark.marker]) for name, mark in marks.items()),
+        tuple(mark.key(name) for name, mark in marks.items()),
         tuple(panels),
     )
 
@@ -74,26 +73,17 @@ def _gap_order(one: tuple[str, str]) -> tuple[str, int]:
     return one[0], list(GAPS).index(one[1])
 
 
-def _mark(index: int, colour: str) -> Mark:
-    return Mark(list(MARKERS)[index % len(MARKERS)], colour)
-
-
 def _gap_panel(rows: Sequence[Record], marks: dict[int, Mark], label: str) -> str:
     methods = sorted({row.method for row in rows}, key=natural)
     dots = []
     for place, method in enumerate(methods):
-        for shift, (horizon, mark) in zip(_shifts(len(marks)), marks.items(), strict=True):
+        for shift, (horizon, mark) in zip(spread_in_row(len(marks)), marks.items(), strict=True):
             one = over_seeds(row for row in rows if (row.method, row.horizon) == (method, horizon))
             if one.count:
                 dots.append(Dot(place + shift, one.mean, one.high - one.mean, mark))
     means, halves = np.array([[0.0, 0.0], *([dot.value, dot.half_interval] for dot in dots)]).T
     limits = spread_limits(means, halves, most_interval=1.0)
     return dot_panel(methods, dots, label, zero=0.0, limits=limits, row_height=0.16 + 0.11 * len(marks))
-
-
-def _shifts(count: int) -> list[float]:
-    """Where in a row, from its middle, each of so many dots stands."""
-    return [float(shift) for shift in 0.8 * ((np.arange(count) + 0.5) / count - 0.5)]
 
 
 def _accuracy_panel(rows: Sequence[Record], marks: dict[str, Mark]) -> str:
@@ -103,7 +93,7 @@ def _accuracy_panel(rows: Sequence[Record], marks: dict[str, Mark]) -> str:
         levels = [row for row in rows if row.metric == task]
         found = {PLAIN: _plain(levels, [row for row in rows if row.metric == task + OVER_PLAIN])}
         found |= {row.method: over_seeds(r for r in levels if r.method == row.method).mean for row in levels}
-        for shift, (name, mark) in zip(_shifts(len(marks)), marks.items(), strict=True):
+        for shift, (name, mark) in zip(spread_in_row(len(marks)), marks.items(), strict=True):
             if np.isfinite(value := found.get(name, np.nan)):
                 dots.append(Dot(place + shift, value, np.nan, mark))
         if np.isfinite(chance := over_seeds(levels, "floor").mean):

@@ -38,6 +38,7 @@ class Record:
         floor_empirical: the same with the data's own variance (fixed weights, repeated batches).
         count: how many evaluations the value averages.
         cell: fingerprint of the grid cell, the key into cells.jsonl.
+        topology: nodes x devices a node that the figure is for, e.g. "4x2"; "-" where devices have no part in it.
     """
 
     experiment: str
@@ -49,12 +50,18 @@ class Record:
     metric: str
     value: float
     cell: str
+    topology: str = "-"
     horizon: int = 0
     state: str = "all"
     layer: str = "all"
     floor: float = float("nan")
     floor_empirical: float = float("nan")
     count: int = 1
+
+    @property
+    def where(self) -> str:
+        """What only replicates share, setting and topology, e.g. "nano32 on 4x2 devices"."""
+        return self.setting if self.topology == "-" else f"{self.setting} on {self.topology} devices"
 
 
 @dataclass(frozen=True)

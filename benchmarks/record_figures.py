@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from benchmarks.panels import Bar, Figure, Key, Line, Panel, Scale, bar_panel, heat_panel, line_panel
+from benchmarks.point_panels import MARKERS
 from benchmarks.record import Record
 from benchmarks.svg import method_colour, method_dash
 from benchmarks.verdict import over_seeds
@@ -19,7 +20,6 @@ DEVICE_LOAD = "device_max_over_mean"
 # the row of DEVICE_LOAD that no placement can go below
 LOWER_BOUND = "lower_bound"
 SENSITIVITY = re.compile(r"w(\d+)_t([\d.]+)")
-MARKERS = "os^Dv<>P"
 STATES = ("transient", "stable", "all")
 
 
@@ -43,13 +43,13 @@ def device_load_figure(records: Sequence[Record]) -> Figure | None:
     rows = [r for r in records if r.metric == DEVICE_LOAD and r.layer == "all"]
     if not rows:
         return None
-    groups = sorted({(row.setting, _place(row.state), row.state, row.horizon) for row in rows})
+    groups = sorted({(row.where, _place(row.state), row.state, row.horizon) for row in rows})
     keys = method_keys(records)
     panels = []
-    for setting, _, state, horizon in groups:
-        here = [row for row in rows if (row.setting, row.state, row.horizon) == (setting, state, horizon)]
+    for where, _, state, horizon in groups:
+        here = [row for row in rows if (row.where, row.state, row.horizon) == (where, state, horizon)]
         ahead = f", {horizon:,} ahead" if horizon else ""
-        panels.append(Panel(f"{setting}, {state}{ahead}", _device_load_panel(here, keys)))
+        panels.append(Panel(f"{where}, {state}{ahead}", _device_load_panel(here, keys)))
     return Figure(
         "device_load",
         "Load of the busiest device, as a multiple of the mean",
@@ -107,7 +107,7 @@ def _forecast_panel(rows: Sequence[Record], keys: dict[str, Key], label: str) ->
         mine = [row for row in rows if row.method == key.label]
         if mine:
             shift = 1.04 ** (index - (len(keys) - 1) / 2)
-            lines.append(_interval_line(key, mine, shift, MARKERS[index % len(MARKERS)]))
+            lines.append(_interval_line(key, mine, shift, list(MARKERS)[index % len(MARKERS)]))
     lines += [_floor_line(name, rows) for name in FLOORS if _has_floor(rows, name)]
     return line_panel(lines, Scale("iterations ahead", log=True), Scale(label, log=True))
 

@@ -73,11 +73,11 @@ def router_figures(records: Sequence[Record]) -> list[Figure]:
 
 
 def measured(records: Iterable[Record]) -> dict[str, Measured]:
-    """Setting -> method -> metric -> its interval over seeds, of methods whose volume was counted."""
+    """Setting and topology -> method -> metric -> its interval over seeds, of methods whose volume was counted."""
     groups: dict[str, dict[str, dict[str, list[Record]]]] = {}
     for record in records:
         if record.layer == "all":
-            of_method = groups.setdefault(record.setting, {}).setdefault(record.method, {})
+            of_method = groups.setdefault(record.where, {}).setdefault(record.method, {})
             of_method.setdefault(record.metric, []).append(record)
     found = {
         setting: {

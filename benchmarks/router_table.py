@@ -43,7 +43,7 @@ class RouterRow:
 
 
 def router_tables(records: Sequence[Record]) -> dict[str, list[RouterRow]]:
-    """Setting -> a row a method, lowest held-out loss first; routers that see later tokens stand last."""
+    """Setting and topology -> a row a method, lowest held-out loss first; routers that see later tokens stand last."""
     return {
         setting: [_row(method, found[method]) for method in sorted(found, key=lambda one: _rank(one, found[one]))]
         for setting, found in measured(records).items()

@@ -18,6 +18,7 @@ class Rows:
         if np.isnan(value):
             return
         config = self.config
+        topology = config.get("topology")
         self.records.append(
             Record(
                 experiment=config.experiment,
@@ -29,6 +30,7 @@ class Rows:
                 metric=metric,
                 value=float(value),
                 cell="",
+                topology=f"{topology.nodes}x{topology.devices_per_node}" if topology else "-",
                 **columns,  # type: ignore[arg-type]
             )
         )

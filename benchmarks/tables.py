@@ -85,16 +85,16 @@ def claim_rows(experiment: Experiment) -> list[ClaimRow]:
 
 
 def record_tables(records: Sequence[Record]) -> dict[str, list[RecordRow]]:
-    """Setting -> every metric under every condition; single layers only where no mean over them is."""
+    """Setting, topology and ground -> every metric under every condition; layers only where no mean over them is."""
     with_mean = {(record.metric, record.method) for record in records if record.layer == "all"}
     groups: dict[str, dict[tuple, list[Record]]] = {}
     for r in records:
         if r.layer == "all" or (r.metric, r.method) not in with_mean:
             key = (r.metric, r.state, r.horizon, r.layer, r.method)
-            groups.setdefault(r.setting, {}).setdefault(key, []).append(r)
+            groups.setdefault(f"{r.where}, {r.ground}", {}).setdefault(key, []).append(r)
     return {
-        setting: [_record_row(key, rows) for key, rows in sorted(by_key.items())]
-        for setting, by_key in sorted(groups.items())
+        where: [_record_row(key, rows) for key, rows in sorted(by_key.items())]
+        for where, by_key in sorted(groups.items())
     }
 
 

@@ -41,7 +41,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class SettingFinding:
-    """What one setting says about a claim."""
+    """What one setting, on one topology, says about a claim."""
 
     setting: str
     verdict: str
@@ -95,12 +95,12 @@ def judge(expectation: Expectation, records: Sequence[Record]) -> Finding:
     scales = sorted({record.scale for record in records})
     if len(scales) > 1:
         raise ValueError(f"records of one experiment must share a scale, got {', '.join(scales)}")
-    measured, unpaired = _measure(expectation, records)
-    settings = [name for name in sorted(measured) if name in (expectation.settings or measured)]
+    admitted = [record for record in records if record.setting in (expectation.settings or (record.setting,))]
+    measured, unpaired = _measure(expectation, admitted)
     is_comparable = not scales or not expectation.comparable or scales[0] in expectation.comparable
     found = tuple(
         _judge_setting(expectation, name, measured.get(name, {}), unpaired.get(name, []), is_comparable)
-        for name in settings
+        for name in sorted(measured)
     )
     verdict, reason = _overall(expectation, found, is_comparable)
     return Finding(expectation, scales[0] if scales else "-", verdict, reason, found)
@@ -132,7 +132,7 @@ def _by_setting_and_seed(
     rows: dict[tuple[str, int], list[float]] = {}
     for record in records:
         if all(getattr(record, column) in admitted for column, admitted in select.items()):
-            rows.setdefault((record.setting, record.seed), []).append(_reduced(reduce, record))
+            rows.setdefault((record.where, record.seed), []).append(_reduced(reduce, record))
     measured: dict[str, dict[int, float]] = {}
     for (setting, seed), values in sorted(rows.items()):
         measured.setdefault(setting, {})[seed] = float(np.mean(values))

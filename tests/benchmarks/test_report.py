@@ -14,7 +14,7 @@ from benchmarks.record import Cell, Record, write_cells, write_records
 from benchmarks.record_figures import natural
 from benchmarks.report import main, render
 from benchmarks.results import read_results
-from benchmarks.svg import embed, localise_ids, palette
+from benchmarks.svg import embed, localise_ids, palette, shorten
 from benchmarks.tables import provenance, record_tables
 
 FORECAST = """# @package _global_
@@ -378,6 +378,19 @@ class TestFigures:
         assert '<path id="p7-b"' in embedded
         assert 'href="#p7-b"' in embedded
 
+    def test_marks_of_a_series_say_once_how_they_look(self):
+        use = '<use href="#m" x="{}" y="2.34567" style="fill: red"/>'
+        group = f'<g clip-path="url(#c)">{use.format("1.23456")}{use.format("4.5")}</g>'
+        body = f'<svg viewBox="0 0 1 1"><path id="m" d="M 0 1.999 L 2 3 \nL 4 5 z"/>{group}</svg>'
+        embedded = shorten(embed(body, "marks"))
+        assert embedded.count("fill: red") == 1
+        assert '<use href="#m" x="1.23" y="2.34"/><use href="#m" x="4.5" y="2.34"/>' in embedded
+        assert 'd="M 0 1.99 2 3 4 5 z"' in embedded
+
+    def test_marks_that_look_different_keep_their_own_looks(self):
+        group = '<g><use href="#m" style="fill: red"/><use href="#m" style="fill: blue"/></g>'
+        assert shorten(group) == group
+
 
 class TestTables:
     def test_mean_over_layers_hides_single_layers(self):
@@ -386,15 +399,26 @@ class TestTables:
             record("e", "m", 2.0, 0, layer="0"),
             record("e", "n", 3.0, 0, layer="0"),
         ]
-        table = record_tables(rows)["nano16"]
+        table = record_tables(rows)["nano16, cpu"]
         assert [(row.metric, row.layer, row.value) for row in table] == [
             ("m", "all", "1.000"),
             ("n", "0", "3.000"),
         ]
 
     def test_half_interval_over_seeds(self):
-        (row,) = record_tables([record("e", "m", value, seed) for seed, value in enumerate((1, 2, 3))])["nano16"]
+        (row,) = record_tables([record("e", "m", value, seed) for seed, value in enumerate((1, 2, 3))])["nano16, cpu"]
         assert (row.value, row.seeds) == ("2.000 ± 2.5", 3)
+
+    def test_topologies_and_grounds_are_never_averaged(self):
+        here = {"topology": "2x1", "ground": "loopback"}
+        others = [{**here, "topology": "4x2"}, {**here, "ground": "nccl"}]
+        rows = [record("e", "m", value, 0, **columns) for value, columns in enumerate([here, *others], start=1)]
+        tables = {where: [row.value for row in table] for where, table in record_tables(rows).items()}
+        assert tables == {
+            "nano16 on 2x1 devices, loopback": ["1.000"],
+            "nano16 on 2x1 devices, nccl": ["3.000"],
+            "nano16 on 4x2 devices, loopback": ["2.000"],
+        }
 
     def test_provenance_leaves_out_what_nobody_noted(self):
         assert provenance([], []) == []

@@ -125,6 +125,15 @@ class TestVerdict:
         rows = records(1, 1, setting="small") + records(2, 2, setting="large")
         assert judge(claim(), rows).verdict == REPRODUCED
 
+    def test_topologies_are_judged_one_by_one(self):
+        rows = records(1, 1, topology="2x1") + records(9, 9, topology="4x2")
+        finding = judge(claim(settings=["nano"]), rows)
+        assert [(one.setting, one.interval.mean) for one in finding.settings] == [
+            ("nano on 2x1 devices", 1.0),
+            ("nano on 4x2 devices", 9.0),
+        ]
+        assert finding.verdict == UNDECIDED
+
     def test_settings_can_be_filtered(self):
         rows = records(1, 1, setting="small") + records(9, 9, setting="large")
         finding = judge(claim(settings=["small", "absent"]), rows)

@@ -1,13 +1,14 @@
 """Figures of exchanges, from records made up here."""
 
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks.figures import draw_figures
 from benchmarks.record import Record
-from benchmarks.walltime_figures import fastest, measured, walltime_figures
+from benchmarks.walltime_figures import fastest, measured, step_figure, walltime_figures
 
 METHODS = {
     "topk/contiguous": {"per_expert": 1.0, "per_device": 0.9, "per_node": 0.95},
@@ -53,9 +54,27 @@ def test_rows_are_routers_and_the_saving_stands_at_its_bar(figures):
     assert "30 ± 0.0 %" in texts(figures["seconds_credit"].panels[0].svg)
 
 
+def test_topologies_are_rows_of_one_panel_fewest_devices_first():
+    rows = [replace(row, topology=topology) for row in records() for topology in ("4x2", "2x1", "16x1")]
+    figures = walltime_figures(rows)
+    assert [figure.name for figure in figures] == ["exchange_scaling", "seconds_credit", "step_saving"]
+    assert [panel.title for panel in figures[0].panels] == [f"nano32, {ground}" for ground in sorted(GROUNDS)]
+    labels = [text for text in texts(figures[0].panels[0].svg) if text.endswith("devices")]
+    assert labels == ["2x1 devices", "4x2 devices", "16x1 devices"]
+    assert f"nano32 on 16x1 devices, {GROUNDS[0]}" in {panel.title for panel in figures[1].panels}
+
+
+def test_a_saving_at_all_exchange_has_its_interval():
+    panel = step_figure(measured(list(records()))).panels[0]
+    alone = step_figure(measured(list(records(seeds=(0,))))).panels[0]
+    # the bars' ends are marks, which single lines have none of
+    assert panel.svg.count("<use") > alone.svg.count("<use")
+
+
 def test_a_router_counts_with_its_fastest_dispatcher_the_fastest_first():
     methods = measured(list(records(seeds=(0,))))[f"nano32, {GROUNDS[0]}"]
-    assert fastest(methods) == {"c2r_t3/colocated": 0.4, "topk/contiguous": 0.9}
+    found = [(name, one.mean) for name, one in fastest(methods).items()]
+    assert found == [("c2r_t3/colocated", 0.4), ("topk/contiguous", 0.9)]
 
 
 def test_the_legend_names_every_line(figures):

@@ -1,0 +1,52 @@
+"""A figure of where whole training steps spend their time, from the records of `benchmarks.step_time`."""
+
+from collections.abc import Sequence
+
+from benchmarks.panels import Figure, Key, Panel
+from benchmarks.point_panels import Part, Stack, stack_panel
+from benchmarks.record import Record
+from benchmarks.verdict import Interval, over_seeds
+
+RATIO, SECONDS = "step_over_baseline", "step_seconds"
+# as models.callbacks.step_timer names them, in the order of a step; how they look, and what the legend adds
+PARTS = {
+    "router": (Part("--method-3", "----"), "level stripes"),
+    "dispatch": (Part("--method-0"), "plain"),
+    "experts": (Part("--method-2", "////"), "striped"),
+    "combine": (Part("--method-1", "||||"), "upright stripes"),
+    "rest": (Part("--method-4", "\\\\\\\\"), "stripes the other way"),
+}
+
+
+def step_parts_figure(records: Sequence[Record]) -> Figure | None:
+    """Whole steps as parts of the baseline's, a panel a setting and ground, a bar a variant."""
+    rows = [record for record in records if record.metric == RATIO]
+    panels = []
+    for where, ground in sorted({(row.where, row.ground) for row in rows}):
+        here = [record for record in records if (record.where, record.ground) == (where, ground)]
+        methods = dict.fromkeys(row.method for row in here if row.metric == RATIO)
+        stacks = [_stack(method, [row for row in here if row.method == method]) for method in methods]
+        limits = 0.0, max(sum(stack.parts) for stack in stacks)
+        svg = stack_panel(stacks, [look for look, _ in PARTS.values()], "% of the baseline's step", limits)
+        panels.append(Panel(f"{where}, {ground}", svg))
+    caption = (
+        "The first variant's whole step is 100 %; below it the others, trained in turns with it. Medians over blocks "
+        "of steps, means over seeds; behind a bar the whole step with its 95 % interval. Waiting for a slower rank "
+        "counts as exchange."
+    )
+    keys = tuple(Key(f"{part} ({look})", one.colour, marker="■") for part, (one, look) in PARTS.items())
+    return Figure("step_parts", "Where a step's time goes", caption, keys, tuple(panels)) if panels else None
+
+
+def _stack(method: str, rows: Sequence[Record]) -> Stack:
+    """A variant's parts, each scaled so that together they are the variant's share of the baseline's step."""
+    of = {metric: over_seeds(row for row in rows if row.metric == metric) for metric in {row.metric for row in rows}}
+    whole = of[RATIO]
+    scale = 100 * whole.mean / of[SECONDS].mean
+    parts = tuple(scale * of[f"{SECONDS}/{part}"].mean for part in PARTS)
+    return Stack(method, parts, _text(whole))
+
+
+def _text(whole: Interval) -> str:
+    mean, half = 100 * whole.mean, 100 * (whole.high - whole.mean)
+    return f"{mean:.0f} ± {half:.1f} %" if half > 0 else f"{mean:.0f} %"
