@@ -28,7 +28,7 @@ class FullyShardedExpertParallelStrategy(ExpertParallelStrategy):
     own do not, unless they are told `foreach=True` or `fused=True`. The module's children are called by `forward`.
 
     Args:
-        topology, placement, dispatcher, timeout_seconds: as of ExpertParallelStrategy.
+        topology, placement, dispatcher, timeout_seconds, spare_slots: as of ExpertParallelStrategy.
         unit: modules of this type are gathered as a whole, one after the other.
         process_group_backend: None = what suits the device.
         fsdp: further arguments of `fully_shard`, such as `mp_policy` and `reshard_after_forward`.
@@ -43,11 +43,14 @@ class FullyShardedExpertParallelStrategy(ExpertParallelStrategy):
         placement: Placement | Planner,
         dispatcher: Callable[[ExpertShard], Dispatcher],
         timeout_seconds: float = 300.0,
+        spare_slots: int = 0,
         unit: type[nn.Module] = Block,
         process_group_backend: str | None = None,
         fsdp: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(topology, placement, dispatcher, timeout_seconds, process_group_backend=process_group_backend)
+        super().__init__(
+            topology, placement, dispatcher, timeout_seconds, spare_slots, process_group_backend=process_group_backend
+        )
         self.unit, self.fsdp = unit, dict(fsdp or {})
 
     def model_to_device(self) -> None:

@@ -26,12 +26,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from models.dispatch import Dispatcher, ExpertShard, make_shard
+from models.dispatch import Dispatcher, ExpertShard
 from models.expert_parallel.peers import Peers
-from models.expert_parallel.sharding import ReplicaSum, gather, held, owned, replicated
+from models.expert_parallel.sharded_experts import ShardedExperts
+from models.expert_parallel.sharding import gather, held, owned
 from models.expert_parallel.watch import GRACE_SECONDS
 from models.moe import MoELayer
 from placement.topology import Placement, Topology
+from placement.volume import CommVolume
 
 
 @runtime_checkable
@@ -48,6 +50,7 @@ class ExpertParallelStrategy(DDPStrategy):
         topology: nodes and devices of the run, one rank a device, node by node.
         placement: where experts live, or a planner that says so for even loads.
         dispatcher: makes a layer's dispatcher from its shard, such as `models.dispatch.PerDeviceDispatcher`.
+        spare_slots: slots a device beyond those that the experts fill, for a planner's replicas or a later `migrate`.
         timeout_seconds: how long a rank waits for another before the run ends.
         ddp: further arguments of DDPStrategy.
 
@@ -62,13 +65,15 @@ class ExpertParallelStrategy(DDPStrategy):
         placement: Placement | Planner,
         dispatcher: Callable[[ExpertShard], Dispatcher],
         timeout_seconds: float = 300.0,
+        spare_slots: int = 0,
         **ddp: Any,
     ) -> None:
         super().__init__(timeout=timedelta(seconds=timeout_seconds), **ddp)
         self.topology, self.placement, self.dispatcher = topology, placement, dispatcher
+        self.spare_slots = spare_slots
         self.timeout_seconds = timeout_seconds
         self._peers: Peers | None = None
-        self._shards: dict[str, ExpertShard] = {}
+        self._experts: ShardedExperts | None = None
         self._sharded: L.LightningModule | None = None
         self._exchanging: dist.ProcessGroup | None = None
 
@@ -129,13 +134,41 @@ class ExpertParallelStrategy(DDPStrategy):
                 "parameters": {n: (tuple(p.shape), p.dtype) for n, p in self.lightning_module.named_parameters()},
             }
         )
-        self._shards = {}
         group = self._exchange_group(self._peers)
-        for number, (name, layer) in enumerate(layers.items()):
-            shard = make_shard(placement, self.topology, number, group, self.root_device)
-            self._shard_layer(name, layer, shard)
+        self._experts = ShardedExperts(layers, placement, self.topology, group, self.root_device, self.dispatcher)
         # DDP when fitting, and Lightning itself when only validating, would copy rank 0's to the others
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.lightning_module, list(self._shards))
+
+    @property
+    def experts(self) -> ShardedExperts:
+        """This rank's experts.
+
+        Raises:
+            ValueError: there are none before a run is set up.
+        """
+        if self._experts is None:
+            raise ValueError("experts live nowhere before a run is set up")
+        return self._experts
+
+    @property
+    def _shards(self) -> Mapping[str, ExpertShard]:
+        return self._experts.shards if self._experts else {}
+
+    def migrate(self, placement: Placement) -> CommVolume:
+        """Move experts to another placement between two steps, optimiser states with them. All ranks call it.
+
+        Training goes on as if they had always lived there. Slots are overwritten, so there must be as many as before.
+
+        Returns:
+            Bytes that devices sent one another, batch axis (L,).
+
+        Raises:
+            ValueError: as `ShardedExperts.check`, or ranks were told different placements.
+        """
+        assert self._peers is not None
+        self.experts.check(placement)
+        self._peers.agree({"placement to move to": placement.slots.tolist()})
+        return self.experts.migrate(placement, self.optimizers)
 
     def _exchange_group(self, peers: Peers) -> dist.ProcessGroup:
         """A group of its own: exchanges of rows never wait behind the reduction of gradients."""
@@ -156,27 +189,8 @@ class ExpertParallelStrategy(DDPStrategy):
                 placed = (self.placement.num_layers, self.placement.num_experts)
                 raise ValueError(f"the model has (layers, experts) = {shape}, the placement {placed}")
             return self.placement
-        slots = -(-shape[1] // self.topology.num_devices)
+        slots = -(-shape[1] // self.topology.num_devices) + self.spare_slots
         return self.placement(np.ones(shape), self.topology, slots_per_device=slots)
-
-    def _shard_layer(self, name: str, layer: MoELayer, shard: ExpertShard) -> None:
-        replicas = ReplicaSum(shard) if len(replicated(shard.slots)) else None
-
-        def of_mean_loss(gradient: Tensor) -> Tensor:
-            summed = replicas(gradient) if replicas else gradient
-            return summed / self.world_size
-
-        for key, parameter in list(layer.experts.named_parameters(recurse=False)):
-            # ranks that were not seeded alike would hold parts of different models
-            whole = parameter.detach().to(self.root_device)
-            dist.broadcast(whole, 0)
-            mine = nn.Parameter(held(whole, shard), requires_grad=parameter.requires_grad)
-            if mine.requires_grad:
-                # a hook sees each micro-batch's gradient before it is accumulated
-                mine.register_hook(of_mean_loss)
-            setattr(layer.experts, key, mine)
-            self._shards[f"{name}.experts.{key}"] = shard
-        layer.dispatcher = self.dispatcher(shard)
 
     def _clip_by_global_norm(self, optimizer: Optimizer, clip_val: float) -> None:
         """Clip by the norm of all gradients; each expert counts once, dense ones are equal on all ranks."""

@@ -7,6 +7,7 @@ of this folder train is built here too.
 import json
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,9 +152,13 @@ def fit(
     clip: float | None = None,
     resume: str | None = None,
     seed_of_rank: int = 0,
+    also: Sequence[L.Callback] = (),
     **options: Any,
 ) -> L.Trainer:
-    """Train `steps` of `length` steps; losses go to FOLDER/NAME.json, recorded loads to FOLDER/NAME-trace."""
+    """Train `steps` of `length` steps, with callbacks `also`.
+
+    Losses go to FOLDER/NAME.json, recorded loads to FOLDER/NAME-trace.
+    """
     together = trainer(
         folder,
         ranks,
@@ -161,7 +166,7 @@ def fit(
         max_steps=steps,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=clip,
-        callbacks=[LoadRecorder(folder / f"{name}-trace", SOURCE)],
+        callbacks=[LoadRecorder(folder / f"{name}-trace", SOURCE), *also],
         **options,
     )
     model = module(router, optimizer, seed_of_rank * together.global_rank)
