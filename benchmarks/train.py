@@ -125,10 +125,12 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     data = build_data(config)
     module = build_module(config, data)
     given = instantiate(config.trainer, _convert_="all")
+    # before those that record and save
+    chosen = [*given.pop("callbacks", {}).values()]
     trainer = L.Trainer(
         **given,
         logger=tracker.lightning_logger(folder),
-        callbacks=build_callbacks(config, data, folder, given.get("strategy")),
+        callbacks=[*chosen, *build_callbacks(config, data, folder, given.get("strategy"))],
         use_distributed_sampler=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

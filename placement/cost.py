@@ -53,6 +53,10 @@ class CostModel:
         latency = topology.inter_node_latency if topology.nodes > 1 else topology.intra_node_latency
         return cls(latency, 1.0 / topology.inter_node_bandwidth, 1.0 / topology.intra_node_bandwidth)
 
+    def times(self, factor: float) -> "CostModel":
+        """The same cluster, so many times slower."""
+        return CostModel(*(factor * value for value in asdict(self).values()))
+
     def seconds(self, *stages: CommVolume) -> Float[np.ndarray, "*B"]:
         """Predicted seconds of an exchange whose stages follow one another; most dispatchers have one.
 

@@ -57,19 +57,21 @@ class Migration:
 
 
 @torch.no_grad()
-def move_parameter(parameter: nn.Parameter, optimizers: Iterable[Optimizer], migration: Migration) -> int:
-    """Move a parameter's slots and what optimisers keep in its shape, in place; bytes of a slot of all of these.
-
-    What is shaped like it is known by its size alone, as in checkpoints: a scalar, such as a number of steps, is common
-    to all slots and stays.
-    """
-    states = [optimizer.state.get(parameter, {}).values() for optimizer in optimizers]
-    tensors = [parameter, *(one for state in states for one in state if isinstance(one, Tensor) and one.ndim)]
-    for tensor in tensors:
+def move_parameter(parameter: nn.Parameter, optimizers: Iterable[Optimizer], migration: Migration) -> None:
+    """Move a parameter's slots and what optimisers keep of them, in place."""
+    for tensor in moving(parameter, optimizers):
         tensor.copy_(migration(tensor))
     # of the old place's slots, and about to be cleared
     parameter.grad = None
-    return sum(tensor[0].nbytes for tensor in tensors)
+
+
+def moving(parameter: nn.Parameter, optimizers: Iterable[Optimizer]) -> list[Tensor]:
+    """A parameter of slots and what optimisers keep slot by slot.
+
+    That is known by its shape alone, as in checkpoints: a scalar, such as a number of steps, is common to all slots.
+    """
+    states = [optimizer.state.get(parameter, {}).values() for optimizer in optimizers]
+    return [parameter, *(one for state in states for one in state if isinstance(one, Tensor) and one.ndim)]
 
 
 def _getting(new: ExpertShard, device: int, from_there: Shaped[np.ndarray, " E"]) -> Int[np.ndarray, " n"]:

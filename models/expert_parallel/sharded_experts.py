@@ -1,6 +1,6 @@
 """A model's experts on one device: cut down to its slots, and moved to other devices while training goes on."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models.dispatch import Dispatcher, ExpertShard, make_shard
-from models.expert_parallel.migration import Migration, move_parameter
+from models.expert_parallel.migration import Migration, move_parameter, moving
 from models.expert_parallel.sharding import ReplicaSum, held, replicated
 from models.moe import MoELayer
 from placement.movement import migration
@@ -92,7 +92,15 @@ class ShardedExperts:
         if knowing := [name for name, layer in self.layers.items() if hasattr(layer.router, "device_of_expert")]:
             raise ValueError(f"the router of {knowing[0]} was told where experts live: they cannot move")
 
-    def migrate(self, placement: Placement, optimizers: Iterable[Optimizer]) -> CommVolume:
+    def bytes_per_expert(self, optimizers: Sequence[Optimizer]) -> int:
+        """What moves with one expert of one layer: its weights and what optimisers keep of them."""
+        layer = next(iter(self.layers.values()))
+        tensors = [
+            one for parameter in layer.experts.parameters(recurse=False) for one in moving(parameter, optimizers)
+        ]
+        return sum(tensor[0].nbytes for tensor in tensors)
+
+    def migrate(self, placement: Placement, optimizers: Sequence[Optimizer]) -> CommVolume:
         """Move experts to another placement, with what optimisers keep of them, in place. All ranks call it.
 
         Returns:
@@ -102,14 +110,13 @@ class ShardedExperts:
             ValueError: as `check`.
         """
         self.check(placement)
-        optimizers = list(optimizers)
-        slot_bytes = 0
+        volume = migration(self.placement, placement, self.topology, self.bytes_per_expert(optimizers))
         for (name, layer), shard in zip(self.layers.items(), self._make_shards(placement), strict=True):
             parameters = dict(layer.experts.named_parameters(recurse=False))
             old = self.shards[f"{name}.experts.{next(iter(parameters))}"]
             move = Migration(old, shard, self.topology)
-            slot_bytes = sum(move_parameter(one, optimizers, move) for one in parameters.values())
+            for parameter in parameters.values():
+                move_parameter(parameter, optimizers, move)
             self._use(name, shard)
-        volume = migration(self.placement, placement, self.topology, slot_bytes)
         self.placement = placement
         return volume

@@ -154,6 +154,11 @@ class ExpertParallelStrategy(DDPStrategy):
     def _shards(self) -> Mapping[str, ExpertShard]:
         return self._experts.shards if self._experts else {}
 
+    @property
+    def bytes_per_expert(self) -> int:
+        """What moves with one expert of one layer: its weights and what optimisers keep of them by now."""
+        return self.experts.bytes_per_expert(self.optimizers)
+
     def migrate(self, placement: Placement) -> CommVolume:
         """Move experts to another placement between two steps, optimiser states with them. All ranks call it.
 

@@ -15,9 +15,11 @@ from benchmarks.cluster.ranks import run_ranks
 from benchmarks.record import read_records
 from benchmarks.train import build_data, build_module, bytes_needed
 from models.callbacks.balance import balance
+from models.callbacks.rebalancer import Rebalancer
 from models.dispatch import PerNodeDispatcher
 from models.expert_parallel import ExpertParallelStrategy
 from models.language_model import LanguageModel
+from placement.joint import joint
 from placement.lpt import lpt
 from placement.topology import Placement
 from traces.store import read_loads, read_routings
@@ -25,7 +27,7 @@ from traces.store import read_loads, read_routings
 STEPS = 6
 
 
-@pytest.mark.parametrize("trainer", ["expert_parallel", "expert_parallel_gpu", "expert_parallel_sharded"])
+@pytest.mark.parametrize("trainer", [f"expert_parallel{kind}" for kind in ("", "_gpu", "_sharded", "_rebalanced")])
 def test_ranks_are_those_of_the_topology(trainer: str) -> None:
     chosen = "topology@trainer.strategy.topology=two_nodes_4"
     given = instantiate(compose("train", [f"trainer={trainer}", chosen]).trainer, _convert_="all")
@@ -44,6 +46,21 @@ def test_parts_of_the_strategy_change_by_name() -> None:
     assert isinstance(planned, Placement)
     assert planned.num_devices == 2
     assert config.trainer.max_steps == 240
+
+
+def test_parts_of_the_rebalancer_change_by_name() -> None:
+    policy = "trainer.callbacks.rebalancer.policy"
+    changes = [
+        f"placement@{policy}.planner=joint",
+        f"predictor@{policy}.predictor=hedge",
+        f"{policy}.knows_current=true",
+    ]
+    config = compose("train", ["trainer=expert_parallel_rebalanced", *changes])
+    rebalancer = instantiate(config.trainer, _convert_="all")["callbacks"]["rebalancer"]
+    assert isinstance(rebalancer, Rebalancer)
+    assert rebalancer.policy.planner.func is joint
+    assert type(rebalancer.policy.predictor).__name__ == "Hedge"
+    assert rebalancer.policy.knows_current
 
 
 def test_memory_counts_a_devices_own_experts(tmp_path: Path) -> None:
@@ -66,7 +83,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LanguageMod
     arguments = [
         "setting=micro8",
         "scale=smoke",
-        "trainer=expert_parallel",
+        "trainer=expert_parallel_rebalanced",
+        "trainer.callbacks.rebalancer.every=2",
+        "trainer.callbacks.rebalancer.policy.margin=0",
         "logger=csv",
         f"outputs={folder}",
         f"trainer.max_steps={STEPS}",
@@ -119,6 +138,14 @@ class TestTwoRanks:
                 # a token goes to one device or to both
                 assert 8 * 32 <= sum(rows) <= 8 * 32 * 2
                 assert float(row[f"volume/bytes/inter_node/layer_{layer}"]) == rows[1] * 16 * 4
+
+    def test_decisions_to_move_experts_are_logged(self, trained) -> None:
+        with (trained[0] / "metrics" / "metrics.csv").open() as file:
+            logged = {int(row["step"]): row for row in csv.DictReader(file) if row["rebalance/planning_seconds"]}
+        assert sorted(logged) == [1, 3, 5]
+        for row in logged.values():
+            pays = float(row["rebalance/expected_saving"]) > 0
+            assert (float(row["rebalance/moved_bytes"]) > 0) == (float(row["rebalance/migration_seconds"]) > 0) == pays
 
     def test_the_checkpoint_is_a_plain_models(self, trained) -> None:
         cell, module = trained

@@ -6,6 +6,7 @@ A case is a JSON object of options of `train`, as in train_cases.py; experts mov
 import json
 import os
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from train_cases import DISPATCHERS, LAYERS, asked, fit
 
 import models.expert_parallel.sharded_experts
+from models.callbacks.rebalancer import Rebalancer
 from models.expert_parallel import ExpertParallelStrategy
 from models.expert_parallel.fully_sharded import FullyShardedExpertParallelStrategy
+from models.rebalancing import Rebalancing
+from placement.lpt import lpt
 from placement.topology import Placement, Topology
+from predictors.windows import LastValue
 
 # by the number of ranks: plans of as many slots each; "apart" gives each layer its own
 PLANS = {
@@ -59,15 +64,29 @@ class Moves(L.Callback):
             self.bytes.append(volume.bytes.sum((1, 2)).tolist())
 
 
+class Watched(L.Callback):
+    """Notes where experts live when a step starts."""
+
+    def __init__(self) -> None:
+        self.slots: list[Any] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.slots.append(trainer.strategy.experts.placement.slots.tolist())
+
+
+def policy(margin: float) -> Rebalancing:
+    return Rebalancing(lpt, LastValue(), horizon=10, margin=margin, window=2)
+
+
 def die_while_moving(victim: int, rank: int) -> None:
     """A rank is killed when half of a layer's tensors have moved."""
     move, moved = models.expert_parallel.sharded_experts.move_parameter, []
 
-    def half_way(*arguments: Any) -> int:
+    def half_way(*arguments: Any) -> None:
         if rank == victim and len(moved) == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         moved.append(1)
-        return move(*arguments)
+        move(*arguments)
 
     models.expert_parallel.sharded_experts.move_parameter = half_way
 
@@ -77,10 +96,11 @@ def train(
     folder: Path,
     *,
     name: str,
-    moves: dict[str, str],
+    moves: dict[str, str] | None = None,
     start: str = "start",
     dispatcher: str = "per_device",
     kind: str = "plain",
+    rebalance: dict[str, Any] | None = None,
     victim: int | None = None,
     of_rank_1: str | None = None,
     **case: Any,
@@ -91,9 +111,11 @@ def train(
     where, backend = plan(ranks, start), {"process_group_backend": "gloo"}
     parallel = KINDS[kind](topology, where, DISPATCHERS[dispatcher], 60.0, **backend)
     if of_rank_1 is not None and (os.environ["RANK"] == "1" or of_rank_1 == "narrow"):
-        moves = dict.fromkeys(moves, of_rank_1)
-    mover = Moves(ranks, moves, case.get("accumulate", 1))
-    callbacks: list[L.Callback] = [mover]
+        moves = dict.fromkeys(moves or {}, of_rank_1)
+    mover = Moves(ranks, moves or {}, case.get("accumulate", 1))
+    rebalancer = None if rebalance is None else Rebalancer(policy(**rebalance), every=2)
+    watched = Watched()
+    callbacks: list[L.Callback] = [*([rebalancer] if rebalancer else []), watched, mover]
     if victim is not None:
         die_while_moving(victim, int(os.environ["RANK"]))
         saved = ModelCheckpoint(
@@ -104,6 +126,10 @@ def train(
     together.save_checkpoint(folder / f"{name}.ckpt")
     if together.is_global_zero:
         (folder / f"{name}-bytes.json").write_text(json.dumps(mover.bytes))
+        (folder / f"{name}-slots.json").write_text(json.dumps(watched.slots))
+    if rebalancer and together.is_global_zero:
+        told = [asdict(decision) for decision in rebalancer.decisions]
+        (folder / f"{name}-decisions.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,181 @@
+"""Move experts between ranks while training, when the forecast says that it pays (ours); see `models.rebalancing`."""
+
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from models.callbacks.step_timer import COMBINE, DISPATCH, EXPERTS, StepTimer, clock_of
+from models.expert_parallel import ExpertParallelStrategy
+from models.rebalancing import Proposal, Rebalancing, busiest_tokens
+from placement.cost import CostModel
+from placement.movement import moved_slots
+from placement.payoff import Price
+from placement.topology import Placement
+
+# timed steps and moves that count, so that one slow moment decides nothing
+REMEMBERED = 5
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided, in seconds and bytes.
+
+    Attributes:
+        step: number of steps done.
+        stable_layers: layers believed for the whole horizon.
+        expected_saving, expected_cost: of the layers that moved.
+        moved_slots, moved_bytes: what went from device to device.
+        planning_seconds: forecast and plan, on the rank that decides.
+        migration_seconds: the move, on the slowest rank; 0 where nothing moved.
+    """
+
+    step: int
+    stable_layers: int
+    expected_saving: float
+    expected_cost: float
+    planning_seconds: float
+    moved_slots: int = 0
+    moved_bytes: int = 0
+    migration_seconds: float = 0.0
+
+
+class Rebalancer(L.Callback):
+    """Asks a policy every `every` steps whether experts should move, and moves them.
+
+    Rank 0 decides. What a token costs is timed in the step before each decision; what a byte costs is the data sheet's,
+    times what earlier moves took of it.
+
+    Args:
+        policy: what to move, and when that pays.
+        every: steps between decisions.
+        history: steps of load that are kept.
+
+    Attributes:
+        decisions: all of this process, on rank 0.
+
+    Raises:
+        ValueError: numbers below 1; without an ExpertParallelStrategy, when training starts.
+    """
+
+    def __init__(self, policy: Rebalancing, every: int = 100, history: int = 1000) -> None:
+        if min(every, history) < 1:
+            raise ValueError(f"need every and history >= 1, got {every} and {history}")
+        self.policy, self.every, self.history = policy, every, history
+        self.decisions: list[Decision] = []
+        self._counting: Tensor | int = 0
+        self._loads: list[Tensor] = []
+        self._past: np.ndarray | None = None
+        self._restored: Tensor | None = None
+        self._seconds_per_token: list[float] = []
+        self._slowness: list[float] = []
+        self._timer: StepTimer | None = None
+        self._timing = ExitStack()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        strategy = _strategy(trainer)
+        restored, self._restored = self._restored, None
+        # at another world size the strategy's own placement is the start
+        if restored is not None and tuple(restored.shape) == strategy.experts.placement.slots.shape:
+            strategy.migrate(Placement(restored.numpy()))
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        step, micro_batch = divmod(batch_idx, trainer.accumulate_grad_batches)
+        if micro_batch == 0 and (step + 1) % self.every == 0:
+            self._timer = StepTimer(clock_of(pl_module.device))
+            self._timing.enter_context(self._timer.timing(pl_module))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, micro_batch = divmod(batch_idx, trainer.accumulate_grad_batches)
+        self._counting = outputs["loads"] + (self._counting if micro_batch else 0)
+        if micro_batch + 1 < trainer.accumulate_grad_batches:
+            return
+        self._loads.append(self._counting)
+        if (step + 1) % self.every:
+            return
+        self._timing.close()
+        self._flush()
+        strategy = _strategy(trainer)
+        self._price_tokens(strategy)
+        decision = self._rebalance(strategy, step + 1)
+        if trainer.is_global_zero:
+            self.decisions.append(decision)
+            told = {f"rebalance/{name}": float(value) for name, value in asdict(decision).items() if name != "step"}
+            pl_module.log_dict(told, rank_zero_only=True)
+
+    def _flush(self) -> None:
+        """Sum the loads held back over ranks. All ranks call it."""
+        if not self._loads:
+            return
+        loads_SLE = torch.stack(self._loads)
+        dist.all_reduce(loads_SLE)
+        new, self._loads = loads_SLE.cpu().numpy(), []
+        self._past = new if self._past is None else np.concatenate([self._past, new])[-self.history :]
+
+    def _price_tokens(self, strategy: ExpertParallelStrategy) -> None:
+        assert self._timer is not None
+        assert self._past is not None
+        split, self._timer = self._timer.split(), None
+        seconds = _slowest(split[DISPATCH] + split[EXPERTS] + split[COMBINE], strategy)
+        busiest = busiest_tokens(self._past[-1], strategy.experts.placement)
+        self._seconds_per_token = [*self._seconds_per_token, seconds / max(busiest, 1.0)][-REMEMBERED:]
+
+    def _rebalance(self, strategy: ExpertParallelStrategy, step: int) -> Decision:
+        current, started = strategy.experts.placement, time.perf_counter()
+        mine = self._propose(strategy) if strategy.is_global_zero else None
+        planning = time.perf_counter() - started
+        proposal: Proposal = strategy.broadcast(mine)  # pyright: ignore[reportAssignmentType]
+        told = Decision(step, int(proposal.stable.sum()), proposal.saving, proposal.cost, planning)
+        moved = int(moved_slots(current, proposal.placement).sum())
+        if not moved:
+            return told
+        started = time.perf_counter()
+        volume = strategy.migrate(proposal.placement)
+        seconds = _slowest(time.perf_counter() - started, strategy)
+        by_data_sheet = float(
+            CostModel.from_topology(strategy.topology).seconds(volume)[volume.bytes.any((1, 2))].sum()
+        )
+        self._slowness = [*self._slowness, seconds / by_data_sheet][-REMEMBERED:]
+        return replace(told, moved_slots=moved, moved_bytes=int(volume.bytes.sum()), migration_seconds=seconds)
+
+    def _propose(self, strategy: ExpertParallelStrategy) -> Proposal:
+        assert self._past is not None
+        cost = CostModel.from_topology(strategy.topology).times(median(self._slowness or [1.0]))
+        price = Price(median(self._seconds_per_token), strategy.bytes_per_expert, cost)
+        return self.policy.propose(self._past, strategy.experts.placement, strategy.topology, price, self.every)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._flush()
+        slots = torch.from_numpy(_strategy(trainer).experts.placement.slots.astype(np.int64))
+        past = None if self._past is None else torch.from_numpy(self._past)
+        checkpoint["rebalancer"] = {"slots": slots, "past": past}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if told := checkpoint.get("rebalancer"):
+            self._restored = told["slots"]
+            self._past = None if told["past"] is None else told["past"].numpy()
+
+
+def _strategy(trainer: L.Trainer) -> ExpertParallelStrategy:
+    if not isinstance(trainer.strategy, ExpertParallelStrategy):
+        found = type(trainer.strategy).__name__
+        raise ValueError(f"experts move between ranks of an ExpertParallelStrategy, this run has a {found}")
+    return trainer.strategy
+
+
+def _slowest(seconds: float, strategy: ExpertParallelStrategy) -> float:
+    """The most seconds that any rank took. All ranks call it."""
+    most = torch.tensor(seconds, dtype=torch.float32, device=strategy.root_device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return float(most)

@@ -1,0 +1,109 @@
+"""When experts should move while a model trains, and where to (ours).
+
+Cong et al. (2024, arXiv:2404.16914) announce a placement scheme for the two states of expert loads; this is one. A
+layer in the transient state is believed until the next decision only, a stable one for a longer horizon: what
+fluctuates moves only where that pays at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Integer
+
+from placement.balance import device_load
+from placement.movement import relabel
+from placement.payoff import Price, merge, payoff
+from placement.topology import Placement, Topology
+from predictors.base import Predictor
+from predictors.states import detect_states
+from traces.load import proportions
+
+
+class Proposal(NamedTuple):
+    """What should be done now.
+
+    Attributes:
+        placement: where experts should live; the current placement's slots in the layers that stay.
+        stable: (L,) whether a layer is believed for the whole horizon.
+        saving, cost: expected seconds of the layers that move.
+    """
+
+    placement: Placement
+    stable: Bool[np.ndarray, " L"]
+    saving: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Rebalancing:
+    """Forecast the loads, plan for them, and move the layers in which that pays.
+
+    Attributes:
+        planner: of `placement`; it is given the current placement where `knows_current` says so.
+        predictor: of `predictors`, one that forecasts every expert.
+        horizon: steps for which a stable layer's forecast is believed.
+        margin: expected saving over expected cost from which a layer moves: hysteresis.
+        window, enter: of `predictors.states.detect_states`.
+        knows_current: whether the planner takes `current`.
+
+    Raises:
+        ValueError: a horizon or window below 1, or a negative margin.
+    """
+
+    planner: Callable[..., Placement]
+    predictor: Predictor
+    horizon: int = 1000
+    margin: float = 2.0
+    window: int = 50
+    enter: float = 0.02
+    knows_current: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.horizon, self.window) < 1 or self.margin < 0:
+            raise ValueError(
+                f"need horizon and window >= 1 and margin >= 0, got {self.horizon}, {self.window} and {self.margin}"
+            )
+
+    def propose(
+        self, past: Integer[np.ndarray, "S L E"], current: Placement, topology: Topology, price: Price, every: int
+    ) -> Proposal:
+        """What to do after the steps of `past`, with `every` more until the next decision.
+
+        Raises:
+            ValueError: the predictor leaves experts out, or the planner refuses.
+        """
+        proportion_HLE = self.predictor.forecast(past, self.horizon)
+        if not np.isfinite(proportion_HLE).all():
+            raise ValueError(f"{type(self.predictor).__name__} does not forecast every expert: take another predictor")
+        tokens_HLE = proportion_HLE * past[-1].sum(-1, keepdims=True)
+        stable_L = self.stable(past)
+        trusted_L = np.where(stable_L, self.horizon, min(every, self.horizon))
+        plan = self._plan(_mean_of_first(tokens_HLE, trusted_L), current, topology)
+        found = payoff(tokens_HLE, trusted_L, current, plan, topology, price)
+        chosen_L = found.pays(self.margin)
+        expected = float(found.saving[chosen_L].sum()), float(found.cost[chosen_L].sum())
+        return Proposal(merge(current, plan, chosen_L), stable_L, *expected)
+
+    def stable(self, past: Integer[np.ndarray, "S L E"]) -> Bool[np.ndarray, " L"]:
+        """Whether each layer is stable now; none is while too little is known."""
+        if len(past) < 2 * self.window:
+            return np.zeros(past.shape[1], bool)
+        return detect_states(proportions(past), window=self.window, enter=self.enter).stable[-1]
+
+    def _plan(self, load_LE: Float[np.ndarray, "L E"], current: Placement, topology: Topology) -> Placement:
+        known = {"current": current} if self.knows_current else {}
+        plan = self.planner(load_LE, topology, slots_per_device=current.slots_per_device, **known)
+        return relabel(plan, current, topology)
+
+
+def busiest_tokens(tokens: Integer[np.ndarray, "L E"], placement: Placement) -> float:
+    """(token, expert) pairs of the busiest device, summed over layers: what a step waits for."""
+    return float(device_load(tokens, placement).max(-1).sum())
+
+
+def _mean_of_first(tokens: Float[np.ndarray, "H L E"], trusted: Integer[np.ndarray, " L"]) -> Float[np.ndarray, "L E"]:
+    """Each layer's mean over as many steps as are trusted."""
+    counts_HL = np.arange(len(tokens))[:, None] < trusted
+    return (tokens * counts_HL[..., None]).sum(0) / np.maximum(trusted, 1)[:, None]

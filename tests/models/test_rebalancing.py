@@ -1,0 +1,84 @@
+"""The policy that moves experts, on loads made up here."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from models.rebalancing import Rebalancing, busiest_tokens
+from placement.cost import CostModel
+from placement.joint import joint
+from placement.lpt import lpt
+from placement.payoff import Price
+from placement.topology import Placement, Topology
+from predictors.windows import LastValue, SlidingWindow
+
+TOPOLOGY = Topology(1, 2, 1.0, 1.0, 0.0, 0.0)
+START = Placement(np.array([[[0, 1], [2, 3]]]))
+SKEWED = [60, 40, 10, 10]
+
+
+def price(seconds: float = 1.0) -> Price:
+    """An expert takes 100 s to move."""
+    return Price(seconds, 100, CostModel(0.0, 0.0, 1.0))
+
+
+def steps(*loads: list[int], count: int = 150) -> np.ndarray:
+    """(S, 1, E): each load `count` times."""
+    return np.concatenate([np.tile(np.array(load)[None, None], (count, 1, 1)) for load in loads])
+
+
+def policy(**options) -> Rebalancing:
+    return Rebalancing(**({"planner": lpt, "predictor": LastValue(), "horizon": 50, "window": 20} | options))
+
+
+class TestPropose:
+    def test_moves_where_the_saving_exceeds_the_cost_by_the_margin(self):
+        # 100 pairs on the busiest device now, 70 then, 50 steps: 1,500 s for 100 s
+        told = policy().propose(steps(SKEWED), START, TOPOLOGY, price(), every=10)
+        assert (told.saving, told.cost) == (pytest.approx(1500.0), pytest.approx(100.0))
+        assert busiest_tokens(np.array([SKEWED]), told.placement) == 70
+
+    @pytest.mark.parametrize("options", [{"margin": 15.1}, {"horizon": 3}])
+    def test_stays_where_it_does_not(self, options):
+        told = policy(**({"margin": 2.0} | options)).propose(steps(SKEWED), START, TOPOLOGY, price(), every=1)
+        assert (told.placement.slots == START.slots).all()
+        assert (told.saving, told.cost) == (0.0, 0.0)
+
+    def test_a_transient_layer_is_believed_until_the_next_decision_only(self):
+        past = steps([10, 10, 60, 40], SKEWED, count=20)
+        told = policy().propose(past, START, TOPOLOGY, price(), every=10)
+        assert not told.stable.any()
+        assert told.saving == pytest.approx(300.0)
+        assert policy().propose(steps(SKEWED), START, TOPOLOGY, price(), every=10).stable.all()
+
+    def test_an_unchanged_load_moves_nothing_twice(self):
+        told = policy().propose(steps(SKEWED), START, TOPOLOGY, price(), every=10)
+        again = policy().propose(steps(SKEWED), told.placement, TOPOLOGY, price(), every=10)
+        assert (again.placement.slots == told.placement.slots).all()
+
+    def test_a_planner_may_know_where_experts_are(self):
+        planner = partial(joint, communication_weight=0.0, movement_weight=100.0)
+        told = policy(planner=planner, knows_current=True)
+        assert (told.propose(steps(SKEWED), START, TOPOLOGY, price(), 10).placement.holds == START.holds).all()
+
+    def test_a_predictor_that_leaves_experts_out_is_refused(self):
+        class Silent:
+            def forecast(self, past, horizon):
+                return np.full((horizon, *past.shape[1:]), np.nan)
+
+        with pytest.raises(ValueError, match="Silent does not forecast every expert"):
+            Rebalancing(lpt, Silent()).propose(steps(SKEWED), START, TOPOLOGY, price(), 10)
+
+
+@pytest.mark.parametrize("options", [{"horizon": 0}, {"window": 0}, {"margin": -1.0}])
+def test_numbers_must_make_sense(options):
+    with pytest.raises(ValueError, match="need horizon and window >= 1"):
+        policy(**options)
+
+
+def test_averages_serve_too():
+    told = Rebalancing(lpt, SlidingWindow(20), horizon=50, window=20).propose(
+        steps(SKEWED), START, TOPOLOGY, price(), 10
+    )
+    assert told.saving == pytest.approx(1500.0)
