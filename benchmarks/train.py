@@ -179,9 +179,13 @@ def check_memory(module: LanguageModel, strategy: Strategy) -> None:
         return
     with torch.device("meta"):
         decoder = module.build()
-    devices = strategy.topology.num_devices if isinstance(strategy, ExpertParallelStrategy) else 1
+    is_sharded = isinstance(strategy, ExpertParallelStrategy)
+    devices, spare = (strategy.topology.num_devices, strategy.spare_slots) if is_sharded else (1, 0)
     shares_dense = isinstance(strategy, FullyShardedExpertParallelStrategy)
-    needed, held = bytes_needed(decoder, devices, shares_dense), torch.cuda.get_device_properties(device).total_memory
+    needed, held = (
+        bytes_needed(decoder, devices, shares_dense, spare),
+        torch.cuda.get_device_properties(device).total_memory,
+    )
     if needed > held:
         raise ValueError(
             f"weights, gradients and Adam states need {needed / 1e9:.0f} GB on every device, this one has "
@@ -189,12 +193,12 @@ def check_memory(module: LanguageModel, strategy: Strategy) -> None:
         )
 
 
-def bytes_needed(decoder: Transformer, num_devices: int, shares_dense: bool = False) -> int:
+def bytes_needed(decoder: Transformer, num_devices: int, shares_dense: bool = False, spare_slots: int = 0) -> int:
     """Bytes of weights, gradients and Adam states on a device, of experts dealt to so many devices, the rest too or
-    not."""
+    not; spare slots take as much as full ones."""
     experts = [layer.experts for layer in decoder.modules() if isinstance(layer, MoELayer)]
     of_experts = sum(parameter[0].numel() for one in experts for parameter in one.parameters())
-    slots = -(-decoder.num_experts // num_devices)
+    slots = -(-decoder.num_experts // num_devices) + spare_slots
     dense = sum(parameter.numel() for parameter in decoder.parameters()) - decoder.num_experts * of_experts
     return 16 * (slots * of_experts + (-(-dense // num_devices) if shares_dense else dense))
 

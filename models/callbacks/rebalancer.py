@@ -70,7 +70,7 @@ class Rebalancer(L.Callback):
             raise ValueError(f"need every and history >= 1, got {every} and {history}")
         self.policy, self.every, self.history = policy, every, history
         self.decisions: list[Decision] = []
-        self._counting: Tensor | int = 0
+        self._counting: Tensor | None = None
         self._loads: list[Tensor] = []
         self._past: np.ndarray | None = None
         self._restored: Tensor | None = None
@@ -98,10 +98,11 @@ class Rebalancer(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step, micro_batch = divmod(batch_idx, trainer.accumulate_grad_batches)
-        self._counting = outputs["loads"] + (self._counting if micro_batch else 0)
+        counted = outputs["loads"] + self._counting if micro_batch else outputs["loads"]
         if micro_batch + 1 < trainer.accumulate_grad_batches:
+            self._counting = counted
             return
-        self._loads.append(self._counting)
+        self._loads.append(counted)
         if (step + 1) % self.every:
             return
         self._timing.close()

@@ -73,6 +73,7 @@ def test_memory_counts_a_devices_own_experts(tmp_path: Path) -> None:
     assert bytes_needed(decoder, 4) == 16 * (whole - experts * 3 // 4)
     # eight experts on three devices: one of them holds two, the busiest three
     assert bytes_needed(decoder, 3) == 16 * (whole - experts * 5 // 8)
+    assert bytes_needed(decoder, 4, spare_slots=2) == 16 * (whole - experts // 2)
     assert bytes_needed(decoder, 4, shares_dense=True) == 16 * (experts // 4 - (experts - whole) // 4)
 
 
