@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, open_dict
 
 from benchmarks.cell import cell_folder, compose, fingerprint
+from traces.foreign import read_foreign
 from traces.load import LoadTrace
 from traces.store import read_loads
 
@@ -34,7 +35,7 @@ def with_run(config: DictConfig) -> DictConfig:
             run = training_config(config.setting, config.seed, config.scale, config.outputs)
             config.training_run = fingerprint(run)
         else:
-            trace = read_loads(Path(config.trace.path))
+            trace = read_given(config)
             config.setting, config.seed, config.scale = trace.source.model, trace.source.seed, "foreign"
             config.training_run = hashlib.sha256(trace.step.tobytes() + trace.tokens.tobytes()).hexdigest()[:12]
     return config
@@ -47,7 +48,7 @@ def read_run(config: DictConfig, seed: int | None = None) -> LoadTrace:
         ValueError: the run has not been recorded to its end; says how to do that.
     """
     if config.trace.path is not None:
-        return read_loads(Path(config.trace.path))
+        return read_given(config)
     wanted = config.seed if seed is None else seed
     folder = training_folder(config, wanted)
     if not (folder / "cell.json").exists():
@@ -60,6 +61,19 @@ def read_run(config: DictConfig, seed: int | None = None) -> LoadTrace:
     if len(trace.step) != steps:
         raise ValueError(f"{folder}: the trace has {len(trace.step)} of {steps} steps; remove the folder, record again")
     return trace
+
+
+def read_given(config: DictConfig) -> LoadTrace:
+    """The loads at `trace.path`: a trace folder, or another framework's dump, with `trace.options` for its reader.
+
+    Raises:
+        ValueError: nothing there, or a damaged or unknown file, with its name.
+    """
+    path = Path(config.trace.path)
+    # a trace that lies one folder deeper is told so by its own reader
+    if not path.exists() or any((folder / "manifest.json").exists() for folder in (path, path / "trace")):
+        return read_loads(path)
+    return read_foreign(path, **(config.trace.get("options") or {}))[0]
 
 
 def read_noise(config: DictConfig) -> dict[int, LoadTrace]:

@@ -1,5 +1,6 @@
 """The analysis entry points on a trace of one's own, end to end as a user runs them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -52,6 +53,24 @@ def test_placement_on_a_foreign_trace(run_module: Run, trace_folder: Path, tmp_p
     assert load["lower_bound"] <= load["lpt/oracle"] <= load["contiguous"]
     assert load["lpt/oracle"] <= load["lpt/sw_avg_100"] + 0.02
     assert next(row.value for row in rows if row.metric == "saving_kept") > 0.8
+
+
+def test_placement_on_another_frameworks_dump(run_module: Run, tmp_path: Path) -> None:
+    chosen_SLTK = np.random.default_rng(0).permuted(np.tile(np.arange(8), (200, 2, 16, 1)), axis=-1)[..., :2]
+    rows = [
+        {"step": step, "block": "decoder", "layer": layer, "rank": 0, "topk": 2, "top_indices": chosen.tolist()}
+        for step, chosen_LTK in enumerate(chosen_SLTK)
+        for layer, chosen in enumerate(chosen_LTK)
+    ]
+    dump = tmp_path / "router_trace_rank0.jsonl"
+    dump.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = (f"outputs={tmp_path}", "logger=csv", *SMALL)
+    done = run_module("place_experts", f"trace.path={dump}", "+trace.options.num_experts=8", *common)
+    assert done.returncode == 0, done.stderr
+    assert {row.setting for row in records_of(tmp_path)} == {"router_trace_rank0"}
+    refused = run_module("place_experts", f"trace.path={dump}", "+trace.options.experts=8", *common)
+    assert refused.returncode != 0
+    assert "has no use for experts; it takes" in refused.stderr
 
 
 @pytest.mark.parametrize(
