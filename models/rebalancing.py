@@ -41,12 +41,11 @@ class Rebalancing:
     """Forecast the loads, plan for them, and move the layers in which that pays.
 
     Attributes:
-        planner: of `placement`; it is given the current placement where `knows_current` says so.
+        planner: of `placement`; it is told the current placement.
         predictor: of `predictors`, one that forecasts every expert.
         horizon: steps for which a stable layer's forecast is believed.
         margin: expected saving over expected cost from which a layer moves: hysteresis.
         window, enter: of `predictors.states.detect_states`.
-        knows_current: whether the planner takes `current`.
 
     Raises:
         ValueError: a horizon or window below 1, or a negative margin.
@@ -58,7 +57,6 @@ class Rebalancing:
     margin: float = 2.0
     window: int = 50
     enter: float = 0.02
-    knows_current: bool = False
 
     def __post_init__(self) -> None:
         if min(self.horizon, self.window) < 1 or self.margin < 0:
@@ -93,8 +91,7 @@ class Rebalancing:
         return detect_states(proportions(past), window=self.window, enter=self.enter).stable[-1]
 
     def _plan(self, load_LE: Float[np.ndarray, "L E"], current: Placement, topology: Topology) -> Placement:
-        known = {"current": current} if self.knows_current else {}
-        plan = self.planner(load_LE, topology, slots_per_device=current.slots_per_device, **known)
+        plan = self.planner(load_LE, topology, slots_per_device=current.slots_per_device, current=current)
         return relabel(plan, current, topology)
 
 

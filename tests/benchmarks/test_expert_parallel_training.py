@@ -53,14 +53,12 @@ def test_parts_of_the_rebalancer_change_by_name() -> None:
     changes = [
         f"placement@{policy}.planner=joint",
         f"predictor@{policy}.predictor=hedge",
-        f"{policy}.knows_current=true",
     ]
     config = compose("train", ["trainer=expert_parallel_rebalanced", *changes])
     rebalancer = instantiate(config.trainer, _convert_="all")["callbacks"]["rebalancer"]
     assert isinstance(rebalancer, Rebalancer)
     assert rebalancer.policy.planner.func is joint
     assert type(rebalancer.policy.predictor).__name__ == "Hedge"
-    assert rebalancer.policy.knows_current
 
 
 def test_memory_counts_a_devices_own_experts(tmp_path: Path) -> None:

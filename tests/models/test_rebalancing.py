@@ -57,9 +57,9 @@ class TestPropose:
         again = policy().propose(steps(SKEWED), told.placement, TOPOLOGY, price(), every=10)
         assert (again.placement.slots == told.placement.slots).all()
 
-    def test_a_planner_may_know_where_experts_are(self):
+    def test_the_planner_knows_where_experts_are(self):
         planner = partial(joint, communication_weight=0.0, movement_weight=100.0)
-        told = policy(planner=planner, knows_current=True)
+        told = policy(planner=planner)
         assert (told.propose(steps(SKEWED), START, TOPOLOGY, price(), 10).placement.holds == START.holds).all()
 
     def test_a_predictor_that_leaves_experts_out_is_refused(self):
