@@ -1,0 +1,83 @@
+"""A recorded run replayed with re-planning: scores by hand, and the entry point on a trace of one's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from benchmarks.record import read_records
+from benchmarks.replan import add_walks, scaled, walk
+from benchmarks.rows import Rows
+from placement.cost import CostModel
+from placement.payoff import Price
+from placement.topology import Placement, Topology
+
+Run = Callable[..., CompletedProcess[str]]
+TOPOLOGY = Topology(1, 2, 1.0, 1.0, 0.0, 0.0)
+APART, TOGETHER = Placement(np.array([[[0, 2], [1, 3]]])), Placement(np.array([[[0, 1], [2, 3]]]))
+PRICE = Price(0.5, 10, CostModel(0.0, 0.0, 1.0))
+# experts 0 and 1 are busy for four steps, then 0 and 2
+TOKENS = np.array([[[6.0, 6.0, 2.0, 2.0]]] * 4 + [[[6.0, 2.0, 6.0, 2.0]]] * 4)
+
+
+def to_apart(step: int, current: Placement) -> Placement:
+    return APART
+
+
+def test_a_walk_scores_each_plan_on_the_steps_after_it() -> None:
+    found = walk(to_apart, TOKENS, np.array([2, 4, 6]), 2, TOGETHER, TOPOLOGY, PRICE)
+    np.testing.assert_allclose(found.busiest[:, 0], [8.0, 12.0, 12.0])
+    np.testing.assert_allclose(found.max_over_mean[:, 0], [1.0, 1.5, 1.5])
+    # experts 1 and 2 change places once, each over its own link
+    np.testing.assert_allclose(found.moved_bytes[:, 0], [20.0, 0.0, 0.0])
+    np.testing.assert_allclose(found.move_seconds[:, 0], [10.0, 0.0, 0.0])
+    np.testing.assert_allclose(found.seconds(0.5, every=2)[:, 0], [4.0 + 5.0, 6.0, 6.0])
+
+
+def test_what_is_kept_of_the_oracles_saving_with_the_move_paid_and_unpaid() -> None:
+    cutoffs = np.array([0, 2])
+    rules = {"contiguous": lambda t, now: now, "lpt/oracle": to_apart, "lpt/late": lambda t, now: APART if t else now}
+    walks = {name: walk(rule, TOKENS, cutoffs, 2, TOGETHER, TOPOLOGY, PRICE) for name, rule in rules.items()}
+    rows = Rows(OmegaConf.create({"experiment": "e", "scale": "s", "setting": "toy", "seed": 0}), ground="modelled")
+    add_walks(rows, walks, PRICE, 2, "stable", np.ones((2, 1), bool))
+    found = {(row.method, row.metric): row.value for row in rows.records if row.layer == "all"}
+    # 12 pairs wait on the busiest device, 8 after the move: 6 or 4 seconds an interval's step, and 5 for the move
+    assert found["lpt/late", "saving_kept"] == pytest.approx(0.5)
+    assert found["lpt/late", "saving_kept_net"] == pytest.approx((12 - 15) / 4)
+    assert found["lpt/oracle", "modelled_over_contiguous"] == pytest.approx(13 / 12)
+    assert found["lpt/late", "moved_bytes_per_step"] == pytest.approx(20 / 4)
+    assert found["contiguous", "saving_kept"] == 0
+
+
+def test_shares_are_kept_when_tokens_are_scaled() -> None:
+    counts = np.array([[[1, 3], [0, 0]]])
+    np.testing.assert_allclose(scaled(counts, 100.0), [[[25.0, 75.0], [0.0, 0.0]]])
+    np.testing.assert_allclose(scaled(counts, None), counts)
+
+
+def test_replay_of_a_foreign_trace(run_module: Run, trace_folder: Path, tmp_path: Path) -> None:
+    small = ("detector.window=20", "replay.first=60", "replay.every=20", "policy.window=20", "topology=one_node_4")
+    common = (f"trace.path={trace_folder}", f"outputs={tmp_path}", "logger=csv", *small)
+    done = run_module("replan", "predictor=sw_avg_50", "placement=lpt", *common)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.rglob("records.csv")
+    rows = [row for row in read_records(path) if row.layer == "all" and row.state == "stable"]
+    load = {row.method: row.value for row in rows if row.metric == "device_max_over_mean"}
+    assert set(load) == {"contiguous", "lower_bound"} | {
+        f"lpt/{name}" for name in ("once", "last_value", "sw_avg_50", "sw_avg_50/if_it_pays", "oracle")
+    }
+    assert load["lower_bound"] <= load["lpt/oracle"] <= load["contiguous"]
+    assert load["lpt/sw_avg_50"] < load["lpt/last_value"]
+    kept = {row.method: row.value for row in rows if row.metric == "saving_kept"}
+    assert kept["lpt/oracle"] == 1
+    assert {row.topology for row in rows} == {"1x4"}
+    assert {row.ground for row in rows} == {"modelled"}
+
+
+def test_a_trace_without_an_interval_is_refused(run_module: Run, trace_folder: Path, tmp_path: Path) -> None:
+    done = run_module("replan", f"trace.path={trace_folder}", f"outputs={tmp_path}", "logger=csv", "replay.first=399")
+    assert done.returncode != 0
+    assert "400 steps has no interval of 100 after step 399" in done.stderr
