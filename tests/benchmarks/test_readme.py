@@ -1,11 +1,13 @@
 """The README's single-run commands, at toy size and in the README's order."""
 
+import json
 import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ TOY = {
     "load_states": ["detector.window=20", "windows=[5,20]", "sensitivity.windows=[20,40]"],
     "predict_loads": ["detector.window=20", "backtest.horizons=[20,50]"],
     "place_experts": ["detector.window=20", "backtest.horizons=[20,50]"],
+    "replan": ["detector.window=20", "policy.window=20", "replay.every=50"],
     "profile": ["profile.batches=4"],
     "evaluate": ["num_items=8"],
     "train_router": ["steps=4"],
@@ -45,14 +48,30 @@ def test_example_router_routes() -> None:
     assert torch.equal(router.select(scores_TE), scores_TE.argsort()[:, :2])
 
 
+def write_megatron_dump(folder: Path) -> Path:
+    """200 steps of 16 tokens, 2 of 8 experts each, as one rank writes them."""
+    folder.mkdir()
+    chosen_STK = np.random.default_rng(0).permuted(np.tile(np.arange(8), (200, 16, 1)), axis=-1)[..., :2]
+    common = {"block": "decoder", "layer": 0, "rank": 0, "topk": 2}
+    rows = [{**common, "step": step, "top_indices": chosen.tolist()} for step, chosen in enumerate(chosen_STK)]
+    (folder / "router_trace_rank0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
 @pytest.mark.slow
 def test_single_run_commands_work(run_module: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
     told = commands()
-    assert len(told) == 12
+    assert len(told) == 14
+    dump = write_megatron_dump(tmp_path / "router_traces")
     for name, *arguments in told:
         entry = name.split(".")[1]
         recorded = next(tmp_path.glob("smoke/train/*/trace"), Path())
-        changes = {"nano16": "micro8", "scale=cpu": "scale=smoke", "my/trace": str(recorded)}
+        changes = {
+            "nano16": "micro8",
+            "scale=cpu": "scale=smoke",
+            "my/trace": str(recorded),
+            "router_traces": str(dump),
+        }
         scale = "scale=cpu" if entry in TRAINING else "trace.scale=cpu"
         toy = arguments if scale in arguments else [scale, *arguments]
         for before, after in changes.items():
