@@ -32,7 +32,7 @@ def step_parts_figure(records: Sequence[Record]) -> Figure | None:
     caption = (
         "The first variant's whole step is 100 %; below it the others, trained in turns with it. Medians over blocks "
         "of steps, means over seeds; behind a bar the whole step with its 95 % interval. Waiting for a slower rank "
-        "counts as exchange."
+        "counts where it happens, in the router's part too: its losses sum loads over ranks."
     )
     keys = tuple(Key(f"{part} ({look})", one.colour, marker="■") for part, (one, look) in PARTS.items())
     return Figure("step_parts", "Where a step's time goes", caption, keys, tuple(panels)) if panels else None

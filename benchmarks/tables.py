@@ -104,7 +104,8 @@ def provenance(records: Sequence[Record], cells: Sequence[Cell]) -> list[tuple[s
         "scale": _distinct(record.scale for record in records),
         "ground": _distinct(record.ground for record in records),
         "settings": _distinct(record.setting for record in records),
-        "seeds": _distinct(record.seed for record in records),
+        # what compares several runs is of no one seed
+        "seeds": _distinct(record.seed for record in records if record.seed >= 0),
         "machine": "; ".join(sorted({cell.machine for cell in cells})),
         "versions": _versions(cells),
         "commit": _distinct(_commit(cell.commit) for cell in cells),

@@ -99,11 +99,25 @@ def judge(expectation: Expectation, records: Sequence[Record]) -> Finding:
     measured, unpaired = _measure(expectation, admitted)
     is_comparable = not scales or not expectation.comparable or scales[0] in expectation.comparable
     found = tuple(
-        _judge_setting(expectation, name, measured.get(name, {}), unpaired.get(name, []), is_comparable)
+        _judge_setting(
+            expectation,
+            name + _pooled(expectation, name, admitted),
+            measured.get(name, {}),
+            unpaired.get(name, []),
+            is_comparable,
+        )
         for name in sorted(measured)
     )
     verdict, reason = _overall(expectation, found, is_comparable)
     return Finding(expectation, scales[0] if scales else "-", verdict, reason, found)
+
+
+def _pooled(expectation: Expectation, where: str, records: Sequence[Record]) -> str:
+    """What a reader must know of a figure that averages several grounds."""
+    chosen = expectation.selection.items()
+    mine = [one for one in records if one.where == where]
+    grounds = {one.ground for one in mine if all(getattr(one, column) in admitted for column, admitted in chosen)}
+    return f", mean of {len(grounds)} grounds" if len(grounds) > 1 else ""
 
 
 def _measure(

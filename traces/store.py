@@ -14,6 +14,7 @@ at any moment. No pickle: a trace from a stranger cannot execute code. Three lin
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,8 @@ def read_loads(folder: Path) -> LoadTrace:
     """Read the loads of a trace folder.
 
     Raises:
-        ValueError: no trace there, a foreign or newer format, a truncated chunk, or chunks that overlap.
+        ValueError: no trace there, a foreign or newer format, a truncated chunk, chunks that overlap or one that is
+            missing between two others.
     """
     manifest = read_manifest(folder)
     shape = (manifest["num_layers"], manifest["num_experts"])
@@ -118,8 +120,20 @@ def read_loads(folder: Path) -> LoadTrace:
     if not files:
         raise ValueError(f"{folder}: the trace holds no recorded step yet (no loads-*.npz)")
     steps, tokens = zip(*(_read_chunk(file, shape) for file in files), strict=True)
+    _refuse_gaps(files, steps)
     source = TraceSource(**manifest["source"])
     return _load_trace(folder, np.concatenate(steps), np.concatenate(tokens), source)
+
+
+def _refuse_gaps(files: Sequence[Path], steps: Sequence[np.ndarray]) -> None:
+    """A chunk that was lost shows as a step between two others that is longer than any inside one."""
+    widest = max((int(np.diff(one).max()) for one in steps if len(one) > 1), default=None)
+    for before, after, file in zip(steps[:-1], steps[1:], files[1:], strict=True):
+        if widest is not None and after[0] - before[-1] > widest:
+            raise ValueError(
+                f"{file.parent}: the steps between {before[-1]} and {after[0]} are missing (a chunk was lost); record "
+                "the trace again"
+            )
 
 
 def read_routings(folder: Path) -> RoutingTrace:
@@ -244,7 +258,5 @@ def _load_chunk(file: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
             chunk = {key: archive[key] for key in keys}
     # damaged bytes make numpy, zipfile and the decompressors raise more kinds than can be listed
     except Exception as error:
-        raise ValueError(
-            f"{file}: truncated or not a trace chunk ({error}); remove it or record the trace again"
-        ) from None
+        raise ValueError(f"{file}: truncated or not a trace chunk ({error}); record the trace again") from None
     return chunk

@@ -134,6 +134,13 @@ class TestVerdict:
         ]
         assert finding.verdict == UNDECIDED
 
+    def test_a_mean_of_several_grounds_says_so(self):
+        rows = records(1, 1, ground="loopback") + records(3, 3, ground="nccl")
+        (one,) = judge(claim(), rows).settings
+        assert (one.setting, one.interval.mean) == ("nano, mean of 2 grounds", 2.0)
+        (alone,) = judge(claim(select={"ground": "nccl"}), rows).settings
+        assert (alone.setting, alone.interval.mean) == ("nano", 3.0)
+
     def test_settings_can_be_filtered(self):
         rows = records(1, 1, setting="small") + records(9, 9, setting="large")
         finding = judge(claim(settings=["small", "absent"]), rows)

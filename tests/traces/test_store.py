@@ -89,6 +89,19 @@ def test_a_lost_last_chunk_costs_only_its_own_steps(tmp_path):
     np.testing.assert_array_equal(read_loads(tmp_path).tokens, TOKENS[:28])
 
 
+def test_a_chunk_lost_between_two_others_is_refused(tmp_path):
+    record(tmp_path, 0, 30)
+    (tmp_path / "loads-00000012-00000015.npz").unlink()
+    refused(tmp_path, r"the steps between 11 and 16 are missing \(a chunk was lost\); record the trace again")
+
+
+def test_steps_recorded_now_and_then_are_no_gap(tmp_path):
+    run = writer(tmp_path)
+    for first in (0, 8, 16):
+        run.write_loads(np.array([first, first + 4]), TOKENS[[first, first + 4]])
+    np.testing.assert_array_equal(read_loads(tmp_path).step, np.arange(0, 21, 4))
+
+
 def test_a_kill_inside_rewind_is_mended_by_resuming_again(tmp_path, monkeypatch):
     record(tmp_path, 0, 20, chunk_steps=20)
 
