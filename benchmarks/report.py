@@ -20,7 +20,7 @@ from benchmarks.figures import draw_figures
 from benchmarks.panels import Figure
 from benchmarks.results import Experiment, read_results
 from benchmarks.router_table import COLUMNS, RouterRow, router_tables
-from benchmarks.svg import localise_ids, palette_css, shorten
+from benchmarks.svg import localise_ids, palette_css, share_styles, shorten
 from benchmarks.tables import MOST_ROWS, SIGNS, ClaimRow, RecordRow, claim_rows, provenance, record_tables
 from benchmarks.verdict import NOT_COMPARABLE
 from traces.atomic import write_text_atomically
@@ -104,8 +104,9 @@ def write(root: Path, sections: list[Section]) -> None:
     text = Environment(loader=files, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     text.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
     numbers = itertools.count()
-    page.filters["svg"] = lambda svg: Markup(localise_ids(shorten(svg), prefix=f"drawing{next(numbers)}"))
-    write_text_atomically(root / "report.html", page.get_template("report.html.j2").render(context) + "\n")
+    page.filters["svg"] = lambda svg: Markup(localise_ids(shorten(svg), prefix=f"d{next(numbers)}"))
+    html = share_styles(page.get_template("report.html.j2").render(context))
+    write_text_atomically(root / "report.html", html + "\n")
     write_text_atomically(root / "REPORT.md", text.get_template("report.md.j2").render(context) + "\n")
 
 

@@ -20,6 +20,7 @@ NUM_ORDERED = 12
 ORDERED_RANGE = {"light": (0.0, 0.78), "dark": (0.36, 1.0)}
 # stand-ins for the page's own text colours
 INK, FAINT = "#010203", "#040506"
+LONG_PATH = 400  # characters
 
 
 def method_colour(index: int) -> str:
@@ -78,22 +79,33 @@ def embed(svg: str, description: str) -> str:
 
 def shorten(svg: str) -> str:
     """The same drawing in fewer bytes, for a page that holds a hundred of them."""
+    svg = re.sub(r' transform="rotate\(-0 [^"]*\)"|<defs>\s*</defs>\n?', "", svg)
+    svg = re.sub(r' d="[^"]*"', lambda path: _shorten_path(path[0]), svg)
+    return re.sub(r"<g>\n((?:(?!</?g)[^\n])*\n)</g>\n", r"\1", svg)
+
+
+def _shorten_path(path: str) -> str:
     # after "M" and "L" further pairs are lines too
-    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(?<=\d) L ", " ", path[0]), svg)
-    # marks of a series say how they look once, in their group
-    return re.sub(r"(<g[^>]*)>(\s*(?:<use [^>]*/>\s*)+)</g>", _hoist_style, svg)
+    path = re.sub(r"(?<=\d) L ", " ", path)
+    # in a line of many points a tenth of a point is fine enough
+    return re.sub(r"(\.\d)\d", r"\1", path) if len(path) > LONG_PATH else path
 
 
-def _hoist_style(group: re.Match[str]) -> str:
-    styles = set(re.findall(r'style="[^"]*"', group[2]))
-    if len(styles) != 1 or "style=" in group[1] or group[2].count("style=") != group[2].count("<use "):
-        return group[0]
-    (style,) = styles
-    return f"{group[1]} {style}>{group[2].replace(' ' + style, '')}</g>"
+def share_styles(page: str) -> str:
+    """Turn the inline styles of a page's drawings into classes: every tick and mark of a kind looks the same."""
+    names: dict[str, str] = {}
+
+    def by_class(svg: re.Match[str]) -> str:
+        return re.sub(r' style="([^"]*)"', lambda m: f' class="{names.setdefault(m[1], f"s{len(names)}")}"', svg[0])
+
+    page = re.sub(r"<svg .*?</svg>", by_class, page, flags=re.DOTALL)
+    rules = "".join(f".{name} {{ {style} }}\n" for style, name in names.items())
+    return page.replace("</style>", f"{rules}</style>", 1)
 
 
 def localise_ids(svg: str, prefix: str) -> str:
-    """Drop ids that nothing refers to and prefix the others: on a page an id must be the only one of its name."""
-    used = set(re.findall(r'(?:url\(|href=")#([\w.-]+)', svg))
-    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", svg)
-    return re.sub(r'(url\(|href=")#', rf"\g<1>#{prefix}-", svg)
+    """Drop ids that nothing refers to, name the others PREFIX-0, PREFIX-1, ...: on a page an id must be the only one."""
+    used = dict.fromkeys(re.findall(r'(?:url\(|href=")#([\w.-]+)', svg))
+    names = {old: f"{prefix}-{number}" for number, old in enumerate(used)}
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{names[m[1]]}"' if m[1] in names else "", svg)
+    return re.sub(r'(url\(|href=")#([\w.-]+)', lambda m: f"{m[1]}#{names[m[2]]}", svg)

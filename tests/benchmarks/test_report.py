@@ -14,7 +14,7 @@ from benchmarks.record import Cell, Record, write_cells, write_records
 from benchmarks.record_figures import natural
 from benchmarks.report import main, render
 from benchmarks.results import read_results
-from benchmarks.svg import embed, localise_ids, palette, shorten
+from benchmarks.svg import embed, localise_ids, palette, share_styles, shorten
 from benchmarks.tables import provenance, record_tables
 
 FORECAST = """# @package _global_
@@ -209,7 +209,7 @@ class TestPage:
 
     def test_draws_in_colours_of_either_mode(self, page: str):
         drawings = "".join(re.findall(r"<svg .*?</svg>", page, flags=re.DOTALL))
-        assert not re.findall(r"(?:fill|stroke): #", drawings)
+        assert not re.findall(r"(?:fill|stroke): #", drawings + page[: page.index("</style>")])
         assert "prefers-color-scheme: dark" in page
 
     def test_an_experiment_without_yaml_shows_its_records(self, page: str):
@@ -375,21 +375,24 @@ class TestFigures:
         assert 'id="a"' not in embedded
         assert "fill: var(--method-0)" in embedded
         assert "a &amp; b" in embedded
-        assert '<path id="p7-b"' in embedded
-        assert 'href="#p7-b"' in embedded
+        assert '<path id="p7-0"' in embedded
+        assert 'href="#p7-0"' in embedded
 
-    def test_marks_of_a_series_say_once_how_they_look(self):
-        use = '<use href="#m" x="{}" y="2.34567" style="fill: red"/>'
-        group = f'<g clip-path="url(#c)">{use.format("1.23456")}{use.format("4.5")}</g>'
-        body = f'<svg viewBox="0 0 1 1"><path id="m" d="M 0 1.999 L 2 3 \nL 4 5 z"/>{group}</svg>'
-        embedded = shorten(embed(body, "marks"))
-        assert embedded.count("fill: red") == 1
-        assert '<use href="#m" x="1.23" y="2.34"/><use href="#m" x="4.5" y="2.34"/>' in embedded
-        assert 'd="M 0 1.99 2 3 4 5 z"' in embedded
+    def test_drawings_are_shortened(self):
+        points = "".join(f"L {i}.123 2.99 " for i in range(60))
+        body = f'<svg viewBox="0 0 1 1"><g>\n<path d="M 0 1.999 L 2 3 \nL 4 5 z"/>\n</g>\n<path d="M 1.25 1 {points}"/></svg>'
+        embedded = shorten(embed(body.replace("/>", ' transform="rotate(-0 1 2)"/>'), "marks"))
+        assert '<path d="M 0 1.99 2 3 4 5 z"/>' in embedded
+        assert "M 1.2 1 0.1 2.9 1.1 2.9 " in embedded
+        assert "<g>" not in embedded
+        assert "rotate" not in embedded
 
-    def test_marks_that_look_different_keep_their_own_looks(self):
-        group = '<g><use href="#m" style="fill: red"/><use href="#m" style="fill: blue"/></g>'
-        assert shorten(group) == group
+    def test_a_page_says_once_how_a_mark_looks(self):
+        drawing = '<svg viewBox="0 0 1 1"><use style="fill: red"/><use style="fill: blue"/></svg>'
+        page = share_styles(f'<style>p {{}}\n</style><i style="color: red"></i>{drawing}{drawing}')
+        assert page.startswith("<style>p {}\n.s0 { fill: red }\n.s1 { fill: blue }\n</style>")
+        assert page.count('<use class="s0"/><use class="s1"/>') == 2
+        assert '<i style="color: red">' in page
 
 
 class TestTables:
