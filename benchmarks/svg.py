@@ -104,7 +104,7 @@ def share_styles(page: str) -> str:
 
 
 def localise_ids(svg: str, prefix: str) -> str:
-    """Drop ids that nothing refers to, name the others PREFIX-0, PREFIX-1, ...: on a page an id must be the only one."""
+    """Drop ids that nothing refers to, name the others PREFIX-0, PREFIX-1, ...: on a page ids must be unique."""
     used = dict.fromkeys(re.findall(r'(?:url\(|href=")#([\w.-]+)', svg))
     names = {old: f"{prefix}-{number}" for number, old in enumerate(used)}
     svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{names[m[1]]}"' if m[1] in names else "", svg)
