@@ -381,10 +381,12 @@ class TestFigures:
     def test_drawings_are_shortened(self):
         points = "".join(f"L {i}.123 2.99 " for i in range(60))
         grouped = '<g>\n<path d="M 0 1.999 L 2 3 \nL 4 5 z"/>\n</g>\n'
-        body = f'<svg viewBox="0 0 1 1">{grouped}<path d="M 1.25 1 {points}"/></svg>'
+        mark = '<use href="#m" x="1.23456" y="2.34567"/>'
+        body = f'<svg viewBox="0 0 1 1">{grouped}{mark}<path d="M 1.25 1 {points}"/></svg>'
         embedded = shorten(embed(body.replace("/>", ' transform="rotate(-0 1 2)"/>'), "marks"))
         assert '<path d="M 0 1.99 2 3 4 5 z"/>' in embedded
         assert "M 1.2 1 0.1 2.9 1.1 2.9 " in embedded
+        assert '<use href="#m" x="1.23" y="2.34"/>' in embedded
         assert "<g>" not in embedded
         assert "rotate" not in embedded
 
