@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 RELATIONS = {"at_most": "≤", "at_least": "≥", "about": "≈"}
-REDUCTIONS = ("value", "ratio_to_floor", "ratio_to_empirical_floor", "ratio")
+# those that compare by a ratio with the other side
+RATIOS = ("ratio", "ratio_to_best")
+REDUCTIONS = ("value", "ratio_to_floor", "ratio_to_empirical_floor", *RATIOS)
 FORMATS = ("percent", "number", "steps")
 # the columns a claim may select by, as their types in a record; `settings` has its own key
 SELECTABLE: dict[str, type] = {"method": str, "metric": str, "state": str, "layer": str, "ground": str}
@@ -27,7 +29,7 @@ class Expectation:
         than: changes to `select` that give the other side of a paired comparison, None where there is none.
         settings: the settings looked at, empty for all.
         comparable: scales at which published and measured may be compared, empty for all.
-        reduce: what becomes of a row before averaging.
+        reduce: what becomes of a row before averaging; "ratio_to_best" is over the least of `than`'s methods, seed by seed.
         tolerance: relative half-width of `about`.
 
     Raises:
@@ -55,8 +57,8 @@ class Expectation:
         self._one_of("format", FORMATS)
         if not SOURCE_MARK.match(self.source):
             raise ValueError(f"expect {self.id!r}: source must start with [P] or the like, got {self.source!r}")
-        if self.reduce == "ratio" and self.than is None:
-            raise ValueError(f"expect {self.id!r}: reduce 'ratio' needs `than`")
+        if self.reduce in RATIOS and self.than is None:
+            raise ValueError(f"expect {self.id!r}: reduce {self.reduce!r} needs `than`")
         if self.relation == "about" and not (self.tolerance > 0 and self.target):
             raise ValueError(
                 f"expect {self.id!r}: `about` needs a positive relative tolerance and a target other than 0, "

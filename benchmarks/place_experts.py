@@ -1,10 +1,13 @@
-"""How even is the load of devices when experts are placed by a forecast, scored on the load that comes?
+"""What would placing experts by a forecast have brought, moves paid? A recorded run replayed, scored on what came.
 
-python -m benchmarks.place_experts trace.setting=nano16 trace.seed=0 trace.scale=cpu predictor=sw_avg_100 placement=lpt
+python -m benchmarks.place_experts trace.setting=nano16 trace.seed=0 predictor=hedge placement=lpt_swaps
+python -m benchmarks.place_experts trace.path=DUMP      # your own loads: forecasts, plans, and whether moving pays
+python -m benchmarks.place_experts workload=drifting    # or drawn ones, of conf/workload
+
+Seconds are modelled, see `benchmarks.replay`.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,101 +15,185 @@ import hydra
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from jaxtyping import Float, Integer
 from omegaconf import DictConfig
 
 from benchmarks.cell import Measurement, run_cell, user_errors
 from benchmarks.forecaster import build_predictor, method_name, origins_by_state
+from benchmarks.record import Record, read_records
 from benchmarks.recorded import read_run, with_run
+from benchmarks.replay import BOUND, CONTIGUOUS, Decide, add_walks, walk
 from benchmarks.rows import Rows, mean_where
-from placement.balance import balance, device_load, lower_bound
+from models.rebalancing import Rebalancing
+from placement.balance import lower_bound
 from placement.contiguous import contiguous
-from placement.topology import Placement, Topology
-from predictors.backtest import forecast_at, rolling_origins
+from placement.cost import CostModel
+from placement.export import FORMATS, write_plan
+from placement.movement import relabel
+from placement.payoff import Price
+from placement.topology import Placement, Topology, widened
+from predictors.base import Predictor
+from predictors.windows import LastValue
+from traces.load import LoadTrace, proportions
 
-Planner = Callable[[np.ndarray], Placement]
-CONTIGUOUS, LOWER_BOUND = "contiguous", "lower_bound"
-MAX_OVER_MEAN = "max_over_mean"
+ORACLE = "oracle"
 
 
 def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
-    """Plan at every origin, then score the plan on the iterations after it."""
-    trace = read_run(config)
-    predictor = build_predictor(config)
-    horizons = list(config.backtest.horizons)
-    cutoffs = rolling_origins(trace, config.backtest.first, config.backtest.stride, max(horizons))
-    forecasts = [forecast_at(predictor, trace, int(cutoff), max(horizons)).proportion for cutoff in cutoffs]
-    by_state = origins_by_state(config, trace, cutoffs)
+    """Replay the run under every rule, score what each interval's steps would have waited for, plan what comes next."""
+    trace, predictor = read_run(config), build_predictor(config)
     topology: Topology = instantiate(config.topology)
-    planner = partial(_plan, instantiate(config.placement), topology=topology)
-    rows = Rows(config, ground="trace")
-    for horizon in horizons:
-        futures = [trace.proportion[cutoff : cutoff + horizon] for cutoff in cutoffs]
-        scores = score(planner, topology, [forecast[:horizon] for forecast in forecasts], futures)
-        for state, chosen_OL in by_state.items():
-            add_scores(rows, scores, horizon, state, chosen_OL)
+    every, cutoffs = config.replay.every, origins(config, trace)
+    tokens = scaled(trace.tokens, config.price.tokens_per_step)
+    price = Price(config.price.seconds_per_token, config.price.bytes_per_expert, CostModel.from_topology(topology))
+    expected = expected_loads(trace.tokens, cutoffs, every, {"last_value": LastValue(), method_name(): predictor})
+    slots = -(-trace.num_experts // topology.num_devices) + config.replay.spare_slots
+    start = Placement(widened(contiguous(tokens[0], topology, slots_per_device=slots), slots))
+    rules = build_rules(config, tokens, cutoffs, expected, predictor, topology, price)
+    walks = {name: walk(rule, tokens, cutoffs, every, start, topology, price) for name, rule in rules.items()}
+    bound_OL = least_max_over_mean(tokens, cutoffs, every, start)
+    rows = Rows(config, ground="modelled")
+    everywhere = {"all": np.ones(bound_OL.shape, bool)}
+    for state, chosen_OL in (everywhere | origins_by_state(config, trace, cutoffs)).items():
+        add_walks(rows, walks, price, every, state, chosen_OL)
+        by_layer = [("device_max_over_mean", BOUND, bound_OL)]
+        by_layer += [("total_variation_of_mean", name, _error(one, expected[ORACLE])) for name, one in expected.items()]
+        for metric, method, values_OL in by_layer:
+            values_L = mean_where(values_OL, chosen_OL, axis=0)
+            rows.by_layer(metric, values_L, method=method, horizon=every, state=state)
+    write_next(config, trace, predictor, start, topology, folder)
     return Measurement(rows.records, data_fingerprint=trace.source.fingerprint())
 
 
-def score(
-    planner: Planner, topology: Topology, forecasts: list[np.ndarray], futures: list[np.ndarray]
-) -> dict[tuple[str, str], np.ndarray]:
-    """Balance of device loads (O, L) by method and measure, each iteration of the future by itself, then averaged."""
-    fixed = _plan(contiguous, futures[0][0], topology=topology)
-    found: dict[tuple[str, str], list[np.ndarray]] = {}
-    for forecast_HLE, future_HLE in zip(forecasts, futures, strict=True):
-        plans = {
-            CONTIGUOUS: fixed,
-            planned_by(): planner(forecast_HLE.mean(0)),
-            # what the same planner would do if it knew the mean load that comes
-            oracle(): planner(future_HLE.mean(0)),
-        }
-        for name, plan in plans.items():
-            for measure_name, values_HL in balance(device_load(future_HLE, plan)).items():
-                found.setdefault((name, measure_name), []).append(values_HL.mean(0))
-        bound_HL = lower_bound(future_HLE, topology.num_devices)
-        found.setdefault((LOWER_BOUND, MAX_OVER_MEAN), []).append(bound_HL.mean(0))
-    return {key: np.stack(values) for key, values in found.items()}
+def _error(expected_OLE: Float[np.ndarray, "O L E"], came_OLE: Float[np.ndarray, "O L E"]) -> Float[np.ndarray, "O L"]:
+    return np.abs(expected_OLE - came_OLE).sum(-1) / 2
 
 
-def add_scores(
-    rows: Rows, scores: dict[tuple[str, str], np.ndarray], horizon: int, state: str, chosen_OL: np.ndarray
-) -> None:
-    """Rows of device balance by method, and the share of the oracle's saving that the forecast kept."""
-    columns = {"horizon": horizon, "state": state}
-    means = {key: mean_where(values_OL, chosen_OL, axis=0) for key, values_OL in scores.items()}
-    for (method, measure_name), values_L in means.items():
-        rows.by_layer(f"device_{measure_name}", values_L, method=method, **columns)
-    if chosen_OL.any():
-        planned, known = (
-            np.nanmean(means[CONTIGUOUS, MAX_OVER_MEAN] - means[name, MAX_OVER_MEAN])
-            for name in (planned_by(), oracle())
+def least_max_over_mean(
+    tokens: Float[np.ndarray, "S L E"], cutoffs: Integer[np.ndarray, " O"], every: int, start: Placement
+) -> Float[np.ndarray, "O L"]:
+    """What no plan can go below; where there is room for replicas that is the mean."""
+    has_room = start.num_devices * start.slots_per_device > start.num_experts
+    bound_SL = np.ones(tokens.shape[:2]) if has_room else lower_bound(tokens, start.num_devices)
+    return np.stack([bound_SL[t : t + every].mean(0) for t in cutoffs])
+
+
+def origins(config: DictConfig, trace: LoadTrace) -> Integer[np.ndarray, " O"]:
+    """Steps before which experts may move; ValueError if no interval fits into the trace."""
+    every, first = config.replay.every, config.replay.first
+    cutoffs = np.arange(first, len(trace.step) - every + 1, every)
+    if not len(cutoffs):
+        raise ValueError(
+            f"a trace of {len(trace.step)} steps has no interval of {every} after step {first}: choose smaller "
+            "replay.every or replay.first"
         )
-        rows.add("saving_kept", float(planned / known), method=planned_by(), **columns)
+    return cutoffs
 
 
-def planned_by() -> str:
-    """The method's name in the records: planner and predictor."""
-    return f"{_choices()['placement']}/{method_name()}"
+def scaled(tokens: Integer[np.ndarray, "S L E"], tokens_per_step: float | None) -> Float[np.ndarray, "S L E"]:
+    """The same shares with so many (token, expert) pairs a step and layer; None for those recorded."""
+    if tokens_per_step is None:
+        return tokens.astype(float)
+    return tokens * (tokens_per_step / np.maximum(tokens.sum(-1, keepdims=True), 1))
 
 
-def oracle() -> str:
-    """The same planner's name when it knows the load that comes."""
-    return f"{_choices()['placement']}/oracle"
+def expected_loads(
+    counts: Integer[np.ndarray, "S L E"],
+    cutoffs: Integer[np.ndarray, " O"],
+    every: int,
+    predictors: dict[str, Predictor],
+) -> dict[str, Float[np.ndarray, "O L E"]]:
+    """Shares that each forecast expects on average of each interval; the oracle's are those that came."""
+    expected = {
+        name: np.stack([one.forecast(counts[:t], every).mean(0) for t in cutoffs]) for name, one in predictors.items()
+    }
+    return expected | {ORACLE: np.stack([proportions(counts[t : t + every]).mean(0) for t in cutoffs])}
 
 
-def _choices() -> Any:
-    return HydraConfig.get().runtime.choices
+def build_rules(
+    config: DictConfig,
+    tokens: Float[np.ndarray, "S L E"],
+    cutoffs: Integer[np.ndarray, " O"],
+    expected: dict[str, Float[np.ndarray, "O L E"]],
+    predictor: Predictor,
+    topology: Topology,
+    price: Price,
+) -> dict[str, Decide]:
+    """Rules by the name they have in the records."""
+    planner, (first, every) = instantiate(config.placement), (config.replay.first, config.replay.every)
+    number = {int(t): o for o, t in enumerate(cutoffs)}
+
+    def plan(load_LE: np.ndarray, current: Placement) -> Placement:
+        found = planner(load_LE, topology, slots_per_device=current.slots_per_device, current=current)
+        return relabel(Placement(widened(found, current.slots_per_device)), current, topology)
+
+    def by(expected_OLE: np.ndarray) -> Decide:
+        return lambda t, current: plan(expected_OLE[number[t]], current)
+
+    policy = Rebalancing(planner, predictor, **config.policy)
+    name = planner_name()
+    return {
+        CONTIGUOUS: lambda t, current: current,
+        f"{name}/once": lambda t, current: plan(tokens[:t].mean(0), current) if t == first else current,
+        **{f"{name}/{forecast}": by(expected_OLE) for forecast, expected_OLE in expected.items()},
+        paying(): lambda t, current: policy.propose(tokens[:t], current, topology, price, every).placement,
+    }
 
 
-def _plan(planner: Callable[..., Placement], load_LE: np.ndarray, topology: Topology) -> Placement:
-    return planner(load_LE, topology, slots_per_device=-(-load_LE.shape[-1] // topology.num_devices))
+def write_next(
+    config: DictConfig, trace: LoadTrace, predictor: Predictor, start: Placement, topology: Topology, folder: Path
+) -> None:
+    """The plan for the steps after the trace, in the format that `export` names."""
+    expected_LE = predictor.forecast(trace.tokens, config.replay.every).mean(0)
+    plan = instantiate(config.placement)(expected_LE, topology, slots_per_device=start.slots_per_device, current=start)
+    # no format has a word for an empty slot
+    if (plan.slots >= 0).all():
+        write_plan(config.export, folder, plan)
+
+
+def planner_name() -> str:
+    """The planner's file name in conf/placement."""
+    return str(HydraConfig.get().runtime.choices["placement"])
+
+
+def paying() -> str:
+    """The rule under which only layers move whose expected saving exceeds the move's cost by a margin."""
+    return f"{planner_name()}/{method_name()}/if_it_pays"
+
+
+def verdict(records: Sequence[Record]) -> str:
+    """Will re-balancing pay? Of one cell's records, in words."""
+    told = {(row.metric, row.method): row.value for row in records if row.state == row.layer == "all"}
+    cost = {method: value for (metric, method), value in told.items() if metric == "modelled_over_contiguous"}
+    width = max(map(len, cost))
+    lines = [f"{'rule':{width}}  modelled step, moves paid  busiest device / mean  bytes moved a step"]
+    for method, value in cost.items():
+        load, moved = told["device_max_over_mean", method], told["moved_bytes_per_step", method]
+        lines.append(f"{method:{width}}  {value:25.3f}  {load:21.3f}  {moved:18,.0f}")
+    planned = {method: value for method, value in cost.items() if method not in (CONTIGUOUS, _oracle(cost))}
+    best = min(planned, key=lambda method: planned[method])
+    saving, known = 1 - planned[best], 1 - cost[_oracle(cost)]
+    if saving <= 0:
+        return "\n".join(
+            [*lines, f"re-balancing would not pay: {best} costs {-saving:.1%} more than staying contiguous"]
+        )
+    says = f"re-balancing would pay: {best} saves {saving:.1%} of what a step waits for experts"
+    return "\n".join([*lines, f"{says} (knowing the loads to come, the same planner: {known:.1%})"])
+
+
+def _oracle(methods: Sequence[str] | dict[str, float]) -> str:
+    return next(method for method in methods if method.endswith(f"/{ORACLE}"))
 
 
 @hydra.main(config_path="../conf", config_name="place_experts", version_base="1.3")
 def main(config: DictConfig) -> None:
     with user_errors():
         config = with_run(config)
-        run_cell(config, [config.setting, f"seed{config.seed}", planned_by().replace("/", "_")], measure)
+        if config.export not in FORMATS:
+            raise ValueError(f"export must be one of {', '.join(FORMATS)}, got {config.export!r}")
+        labels = [config.setting, f"seed{config.seed}", planner_name(), method_name(), str(config.replay.every)]
+        folder = run_cell(config, labels, measure)
+        print(verdict(read_records(folder / "records.csv")))
 
 
 if __name__ == "__main__":

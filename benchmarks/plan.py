@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.arms import arm_labels, arm_overrides, needed_arms, seeds_of, with_arms
 from benchmarks.cell import ROOT, compose_with_choices, fingerprint
-from benchmarks.recorded import training_config, with_run
+from benchmarks.recorded import is_drawn, training_config, with_run
 
 EXPERIMENTS = ROOT / "conf" / "experiment"
 SCALES = ("smoke", "cpu", "full", "gpu", "paper")
@@ -122,7 +122,7 @@ def plan(names: list[str], scale: str, outputs: str, logger: str) -> Plan:
                 _add_arms(found, config, choices, common)
             else:
                 config = with_run(config)
-            for seed in seeds_of(config):
+            for seed in [] if is_drawn(config) else seeds_of(config):
                 _add_training(found, config.setting, seed, config, common)
             swept = [part.split("=", 1) for part in overrides]
             grid = experiment["hydra"]["sweeper"]["params"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import hydra
 import numpy as np
+from jaxtyping import Float, Integer
 from omegaconf import DictConfig
 
 from benchmarks.cell import Measurement, run_cell, user_errors
@@ -17,6 +18,7 @@ from benchmarks.recorded import read_noise, read_run, with_run
 from benchmarks.rows import Rows, mean_where
 from predictors.backtest import Backtest, backtest, forecast_at, rolling_origins
 from predictors.base import Predictor
+from predictors.conformal import Intervals, rolling_intervals
 from predictors.floor import empirical_floor
 from predictors.metrics import METRICS
 from traces.load import LoadTrace
@@ -25,18 +27,35 @@ from traces.load import LoadTrace
 def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     """Backtest one predictor on one run."""
     trace = read_run(config)
-    predictor = build_predictor(config)
+    predictor = Remembered(build_predictor(config))
     horizons = list(config.backtest.horizons)
     cutoffs = rolling_origins(trace, config.backtest.first, config.backtest.stride, max(horizons))
     result = backtest(predictor, trace, cutoffs, horizons)
+    intervals = rolling_intervals(predictor, trace, cutoffs, horizons)
     noise = noise_floors(config, predictor, trace, cutoffs, horizons)
     rows, curves = Rows(config, method_name()), Curves(config)
     for state, chosen_OL in origins_by_state(config, trace, cutoffs).items():
         add_errors(rows, result, noise, state, chosen_OL)
-    add_tuning(rows, predictor)
+        add_intervals(rows, intervals, state, chosen_OL)
+    add_tuning(rows, predictor.predictor)
     rows.add("forecast_seconds", float(np.nanmedian(result.seconds)))
     add_curve(curves, result, method_name())
     return Measurement(rows.records, curves.series, trace.source.fingerprint())
+
+
+class Remembered:
+    """A predictor whose forecasts are made once: errors and intervals look at the same ones of one trace."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self._made: dict[tuple[int, int], np.ndarray] = {}
+
+    def forecast(self, past: Integer[np.ndarray, "S L E"], horizon: int) -> Float[np.ndarray, "H L E"]:
+        """The predictor's own; of one trace, a number of known steps stands for them."""
+        key = len(past), horizon
+        if key not in self._made:
+            self._made[key] = self.predictor.forecast(past, horizon)
+        return self._made[key]
 
 
 def add_errors(rows: Rows, result: Backtest, noise: dict[str, np.ndarray], state: str, chosen_OL: np.ndarray) -> None:
@@ -59,6 +78,18 @@ def add_error(rows: Rows, metric: str, value_and_floors: np.ndarray, count: int,
     """One row of an error with its two floors."""
     value, floor, floor_empirical = map(float, value_and_floors)
     rows.add(metric, value, floor=floor, floor_empirical=floor_empirical, count=int(count), **columns)
+
+
+def add_intervals(rows: Rows, intervals: Intervals, state: str, chosen_OL: np.ndarray) -> None:
+    """How often the horizon's mean load lay inside the interval that should hold it nine times in ten, and its width."""
+    for n, horizon in enumerate(intervals.horizons):
+        columns = {"horizon": int(horizon), "state": state}
+        covered_OL, spread_OL = intervals.covered[:, n], intervals.spread[:, n]
+        of_layers = mean_where(covered_OL, chosen_OL & np.isfinite(covered_OL), axis=0)
+        rows.by_layer("interval_coverage", of_layers, **columns)
+        bounded_OL = chosen_OL & np.isfinite(spread_OL)
+        if bounded_OL.any():
+            rows.add("interval_half_width", float(np.expm1(np.median(spread_OL[bounded_OL]))), **columns)
 
 
 def noise_floors(

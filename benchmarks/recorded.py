@@ -1,9 +1,10 @@
-"""The recorded training run that an analysis cell is about."""
+"""The loads that an analysis cell is about: of a recorded training run, of a dump, or drawn by a workload's name."""
 
 import hashlib
 from functools import cache
 from pathlib import Path
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
 from benchmarks.cell import cell_folder, compose, fingerprint
@@ -27,10 +28,19 @@ def training_folder(config: DictConfig, seed: int) -> Path:
 def with_run(config: DictConfig) -> DictConfig:
     """Make the run part of the cell's identity: a cell is measured again when its run changes.
 
-    A foreign trace brings its own name and seed, and is identified by its counts.
+    A foreign trace brings its own name and seed, and is identified by its counts; a workload by its configuration.
+
+    Raises:
+        ValueError: a workload and a foreign trace.
     """
     with open_dict(config):
-        # an analysis of weights takes no foreign trace
+        # an analysis of weights takes neither
+        if is_drawn(config):
+            if config.trace.path is not None:
+                raise ValueError(f"loads are drawn or read: take workload= or trace.path={config.trace.path}, not both")
+            config.setting = config.workload.name
+            return config
+        config.pop("drawn", None)
         if config.trace.get("path") is None:
             run = training_config(config.setting, config.seed, config.scale, config.outputs)
             config.training_run = fingerprint(run)
@@ -41,8 +51,13 @@ def with_run(config: DictConfig) -> DictConfig:
     return config
 
 
+def is_drawn(config: DictConfig) -> bool:
+    """Whether a cell's loads are drawn by a workload of conf/workload."""
+    return config.get("workload") is not None
+
+
 def read_run(config: DictConfig, seed: int | None = None) -> LoadTrace:
-    """The loads of the cell's run, or of the folder that `trace.path` names.
+    """The loads of the cell's run, of the folder that `trace.path` names, or of its workload.
 
     Raises:
         ValueError: the run has not been recorded to its end; says how to do that.
@@ -50,6 +65,8 @@ def read_run(config: DictConfig, seed: int | None = None) -> LoadTrace:
     if config.trace.path is not None:
         return read_given(config)
     wanted = config.seed if seed is None else seed
+    if is_drawn(config):
+        return instantiate(config.workload)(size=instantiate(config.drawn), seed=wanted).traces()[0]
     folder = training_folder(config, wanted)
     if not (folder / "cell.json").exists():
         raise ValueError(
@@ -77,8 +94,8 @@ def read_given(config: DictConfig) -> LoadTrace:
 
 
 def read_noise(config: DictConfig) -> dict[int, LoadTrace]:
-    """Repeated batches through fixed weights by the step at which they were routed; empty for a foreign trace."""
-    if config.trace.path is not None:
+    """Repeated batches through fixed weights by the step at which they were routed; empty for any other loads."""
+    if config.trace.path is not None or is_drawn(config):
         return {}
     folders = sorted(training_folder(config, config.seed).glob("noise-*"))
     return {int(folder.name.split("-")[1]): read_loads(folder) for folder in folders}

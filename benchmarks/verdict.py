@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from benchmarks.expectation import Expectation
+from benchmarks.expectation import RATIOS, Expectation
 from benchmarks.record import Record
 
 REPRODUCED = "reproduced"
@@ -128,8 +128,8 @@ def _measure(
     left = _by_setting_and_seed(expectation.reduce, select, records)
     if expectation.than is None:
         return left, {}
-    right = _by_setting_and_seed(expectation.reduce, {**select, **expectation.than}, records)
-    combine = np.divide if expectation.reduce == "ratio" else np.subtract
+    right = _other_side(expectation, records)
+    combine = np.divide if expectation.reduce in RATIOS else np.subtract
     paired, unpaired = {}, {}
     for setting in left.keys() | right.keys():
         one, other = left.get(setting, {}), right.get(setting, {})
@@ -138,6 +138,20 @@ def _measure(
             paired[setting] = {seed: float(combine(one[seed], other[seed])) for seed in both}
         unpaired[setting] = sorted(one.keys() ^ other.keys())
     return paired, unpaired
+
+
+def _other_side(expectation: Expectation, records: Sequence[Record]) -> dict[str, dict[int, float]]:
+    """What is compared with: the mean of all rows, or of each seed's best method, chosen in hindsight."""
+    assert expectation.than is not None
+    other = {**expectation.selection, **expectation.than}
+    if expectation.reduce != "ratio_to_best":
+        return _by_setting_and_seed(expectation.reduce, other, records)
+    of_each = [_by_setting_and_seed("ratio", {**other, "method": (method,)}, records) for method in other["method"]]
+    seeds = {setting: set.intersection(*(set(one.get(setting, {})) for one in of_each)) for setting in of_each[0]}
+    return {
+        setting: {seed: min(one[setting][seed] for one in of_each) for seed in common}
+        for setting, common in seeds.items()
+    }
 
 
 def _by_setting_and_seed(
@@ -154,7 +168,7 @@ def _by_setting_and_seed(
 
 
 def _reduced(reduce: str, record: Record) -> float:
-    if reduce in ("value", "ratio"):
+    if reduce in ("value", *RATIOS):
         return record.value
     floor = record.floor if reduce == "ratio_to_floor" else record.floor_empirical
     return record.value / floor if floor else math.nan

@@ -85,3 +85,24 @@ def _layer_numbers(placement: Placement, layers: Sequence[int] | None) -> list[i
     if len(set(numbers)) != placement.num_layers or len(numbers) != placement.num_layers or min(numbers) < 0:
         raise ValueError(f"layers must be {placement.num_layers} different numbers from 0, got {numbers}")
     return numbers
+
+
+# by the name of an engine: the file that it takes, and what writes it
+FORMATS = {
+    "sglang": ("expert_location.json", write_sglang),
+    "tensorrt_llm": ("load_balancer.yaml", write_tensorrt_llm),
+    "vllm_ascend": ("expert_map.json", write_vllm_ascend),
+}
+
+
+def write_plan(engine: str, folder: Path, placement: Placement) -> Path:
+    """The placement as a file of an engine's name for it; returns its path.
+
+    Raises:
+        ValueError: an engine not in FORMATS, or as its own function.
+    """
+    if engine not in FORMATS:
+        raise ValueError(f"plans are written for {', '.join(FORMATS)}, got {engine!r}")
+    name, write = FORMATS[engine]
+    write(folder / name, placement)
+    return folder / name

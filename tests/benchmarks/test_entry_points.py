@@ -45,16 +45,6 @@ def test_forecast_of_a_foreign_trace(run_module: Run, trace_folder: Path, tmp_pa
     assert np.isnan(errors["relative_error"].floor_empirical), "a foreign trace has no repeated batches"
 
 
-def test_placement_on_a_foreign_trace(run_module: Run, trace_folder: Path, tmp_path: Path) -> None:
-    done = run_module("place_experts", f"trace.path={trace_folder}", f"outputs={tmp_path}", "logger=csv", *SMALL)
-    assert done.returncode == 0, done.stderr
-    rows = [r for r in records_of(tmp_path) if r.state == "stable" and r.layer == "all" and r.horizon == 50]
-    load = {row.method: row.value for row in rows if row.metric == "device_max_over_mean"}
-    assert load["lower_bound"] <= load["lpt/oracle"] <= load["contiguous"]
-    assert load["lpt/oracle"] <= load["lpt/sw_avg_100"] + 0.02
-    assert next(row.value for row in rows if row.metric == "saving_kept") > 0.8
-
-
 def test_placement_on_another_frameworks_dump(run_module: Run, tmp_path: Path) -> None:
     chosen_SLTK = np.random.default_rng(0).permuted(np.tile(np.arange(8), (200, 2, 16, 1)), axis=-1)[..., :2]
     rows = [
@@ -64,7 +54,7 @@ def test_placement_on_another_frameworks_dump(run_module: Run, tmp_path: Path) -
     ]
     dump = tmp_path / "router_trace_rank0.jsonl"
     dump.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common = (f"outputs={tmp_path}", "logger=csv", *SMALL)
+    common = (f"outputs={tmp_path}", "logger=csv", "predictor=sw_avg_10", "replay.every=50")
     done = run_module("place_experts", f"trace.path={dump}", "+trace.options.num_experts=8", *common)
     assert done.returncode == 0, done.stderr
     assert {row.setting for row in records_of(tmp_path)} == {"router_trace_rank0"}

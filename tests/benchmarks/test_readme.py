@@ -18,8 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOY = {
     "load_states": ["detector.window=20", "windows=[5,20]", "sensitivity.windows=[20,40]"],
     "predict_loads": ["detector.window=20", "backtest.horizons=[20,50]"],
-    "place_experts": ["detector.window=20", "backtest.horizons=[20,50]"],
-    "replan": ["detector.window=20", "policy.window=20", "replay.every=50"],
+    "place_experts": ["detector.window=20", "policy.window=20", "replay.every=50"],
     "profile": ["profile.batches=4"],
     "evaluate": ["num_items=8"],
     "train_router": ["steps=4"],

@@ -16,7 +16,7 @@ def shares(draw):
     num_experts = draw(st.integers(2, 9))
     top_k = draw(st.integers(1, num_experts - 1))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    weight = np.exp(draw(st.sampled_from([0.0, 0.3, 1.0, 3.0, 10.0])) * rng.normal(size=(2, 3, num_experts)))
+    weight = np.exp(draw(st.sampled_from([0.0, 0.3, 1.0, 3.0, 10.0, 20.0])) * rng.normal(size=(2, 3, num_experts)))
     weight[..., : draw(st.integers(0, num_experts - top_k - 1))] = 0.0
     return rng.permuted(weight / weight.sum(-1, keepdims=True), axis=-1), top_k
 

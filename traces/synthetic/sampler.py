@@ -17,6 +17,8 @@ TOLERANCE = 1e-6
 # a full step swings between two sides where K or E - K is small; with this one at most 14 rounds were seen
 STEP = 0.7
 MOST_ROUNDS = 100
+# number of choices a token, far below TOLERANCE and far above rounding
+NEGLIGIBLE = 1e-12
 # how near an expert may come to being in every set, as a part of the way from K / E to 1
 LIMIT = 0.99
 
@@ -51,16 +53,14 @@ def chances(proportion: Float[np.ndarray, "*B E"], top_k: int) -> Float[np.ndarr
     """Chances of the walk whose tokens have these shares, which must be feasible; k = K + 1 numbers of choices left."""
     chosen = proportion * top_k
     with np.errstate(divide="ignore"):
-        wanted = np.log(chosen) - np.log1p(-chosen)
-    log_odds = wanted
+        log_odds = _log_odds(chosen)
     for _ in range(MOST_ROUNDS):
         walk = _walk(np.exp(log_odds - log_odds.max(-1, keepdims=True)), top_k)
         found = expected(walk) * top_k
         if np.abs(found - chosen).max() < TOLERANCE:
             return walk
-        # an expert without a share has odds zero, log -inf, and keeps them
-        found = np.clip(np.where(chosen > 0, found, 0.5), 1e-300, 1 - 1e-12)
-        change = np.where(chosen > 0, wanted, 0.0) - (np.log(found) - np.log1p(-found))
+        # what is negligible keeps its odds: of a share below rounding, what was found is noise
+        change = _log_odds(np.clip(chosen, NEGLIGIBLE, None)) - _log_odds(np.clip(found, NEGLIGIBLE, 1 - NEGLIGIBLE))
         log_odds = log_odds + STEP * change
     raise AssertionError(f"odds for top_k {top_k} and shares up to {proportion.max()} were not found")
 
@@ -103,6 +103,11 @@ def _move(waiting: np.ndarray, taken: np.ndarray) -> np.ndarray:
     waiting[1:] -= taken
     waiting[:-1] += taken
     return np.asarray(taken.sum(0))
+
+
+def _log_odds(chosen: Float[np.ndarray, "*B E"]) -> Float[np.ndarray, "*B E"]:
+    """Of being chosen: those of independent choices, where the search for the right ones starts."""
+    return np.log(chosen) - np.log1p(-chosen)
 
 
 def _walk(odds: Float[np.ndarray, "*B E"], top_k: int) -> Float[np.ndarray, "E k *B"]:
