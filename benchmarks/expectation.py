@@ -29,7 +29,7 @@ class Expectation:
         than: changes to `select` that give the other side of a paired comparison, None where there is none.
         settings: the settings looked at, empty for all.
         comparable: scales at which published and measured may be compared, empty for all.
-        reduce: what becomes of a row before averaging; "ratio_to_best" is over the least of `than`'s methods, seed by seed.
+        reduce: what becomes of a row before averaging; "ratio_to_best" is over the seed's least of `than`'s methods.
         tolerance: relative half-width of `about`.
 
     Raises:

@@ -81,7 +81,7 @@ def add_error(rows: Rows, metric: str, value_and_floors: np.ndarray, count: int,
 
 
 def add_intervals(rows: Rows, intervals: Intervals, state: str, chosen_OL: np.ndarray) -> None:
-    """How often the horizon's mean load lay inside the interval that should hold it nine times in ten, and its width."""
+    """How often the horizon's mean load lay inside an interval that should hold it nine times in ten, and its width."""
     for n, horizon in enumerate(intervals.horizons):
         columns = {"horizon": int(horizon), "state": state}
         covered_OL, spread_OL = intervals.covered[:, n], intervals.spread[:, n]
