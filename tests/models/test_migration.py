@@ -35,7 +35,11 @@ def alone(tmp_path_factory):
     return train_alone(tmp_path_factory.mktemp("alone"), *map(as_alone, CASES), {"name": "whole", "clip": 0.5})
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=lambda ranks: f"{ranks}_ranks")
+@pytest.fixture(
+    scope="module",
+    params=[2, pytest.param(4, marks=pytest.mark.slow)],
+    ids=lambda ranks: f"{ranks}_ranks",
+)
 def together(request, tmp_path_factory, run_ranks):
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
     run_ranks("migration_cases.py", request.param, folder, [*CASES, HALF])
@@ -81,6 +85,7 @@ def test_a_checkpoint_of_moved_experts_resumes_at_another_world_size(together, a
         np.testing.assert_allclose(losses(tmp_path / folder, "rest"), losses(alone, "whole")[3:], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_kill_while_experts_move_leaves_a_checkpoint_that_trains_on(alone, tmp_path, run_ranks):
     killed = {"name": "killed", "clip": 0.5, "moves": {"4": "crossed"}, "victim": 1}
     with pytest.raises(RankFailed):
@@ -93,6 +98,7 @@ def test_a_kill_while_experts_move_leaves_a_checkpoint_that_trains_on(alone, tmp
     np.testing.assert_allclose(losses(tmp_path / "again", "rest"), losses(alone, "whole")[2:], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_plan_of_other_slots_or_of_one_rank_alone_is_refused(tmp_path, run_ranks):
     for moves, message in ((["start", "narrow"], "not \\(2, 2, 2, 4\\)"), (["start", "crossed"], "placement to move")):
         case = {"name": "refused", "moves": {"1": moves[0]}, "of_rank_1": moves[1]}
