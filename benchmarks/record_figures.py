@@ -21,6 +21,8 @@ DEVICE_LOAD = "device_max_over_mean"
 LOWER_BOUND = "lower_bound"
 SENSITIVITY = re.compile(r"w(\d+)_t([\d.]+)")
 STATES = ("transient", "stable", "all")
+# in one figure; of more, only those of all steps together are drawn, where there are any
+MOST_BARS = 250
 
 
 def method_keys(records: Iterable[Record]) -> dict[str, Key]:
@@ -41,6 +43,8 @@ def forecast_figures(records: Sequence[Record]) -> list[Figure]:
 def device_load_figure(records: Sequence[Record]) -> Figure | None:
     """Load of the busiest device over the mean, a bar a method, panels by setting, state and horizon."""
     rows = [r for r in records if r.metric == DEVICE_LOAD and r.layer == "all"]
+    if len({(row.where, row.state, row.horizon, row.method) for row in rows}) > MOST_BARS:
+        rows = [row for row in rows if row.state == "all"] or rows
     if not rows:
         return None
     groups = sorted({(row.where, _place(row.state), row.state, row.horizon) for row in rows})

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.figures import Curve, draw_figures, read_curves
 from benchmarks.record import Cell, Record, write_cells, write_records
-from benchmarks.record_figures import natural
+from benchmarks.record_figures import device_load_figure, natural
 from benchmarks.report import main, render
 from benchmarks.results import read_results
 from benchmarks.svg import embed, localise_ids, palette, share_styles, shorten
@@ -306,6 +306,23 @@ class TestRendering:
         (tmp_path / "e" / "failed.jsonl").write_text('{"cell": 1}')
         with pytest.raises(ValueError, match=r"failed\.jsonl"):
             read_results(tmp_path, tmp_path)
+
+
+def loads_of_devices(num_methods: int) -> list[Record]:
+    return [
+        record("shootout", "device_max_over_mean", 1.0 + seed, seed, method=f"lpt/{method}", state=state, horizon=100)
+        for method in range(num_methods)
+        for seed in range(2)
+        for state in ("transient", "all")
+    ]
+
+
+@pytest.mark.parametrize(("num_methods", "panels"), [(3, 2), (200, 1)])
+def test_of_many_bars_those_of_all_steps_are_drawn(num_methods: int, panels: int):
+    figure = device_load_figure(loads_of_devices(num_methods))
+    assert figure is not None
+    assert len(figure.panels) == panels
+    assert "all" in figure.panels[-1].title
 
 
 class TestFigures:
