@@ -195,6 +195,12 @@ class TestPairs:
         finding = judge(claim(than={"method": "b"}, reduce="ratio"), self.ROWS)
         assert finding.settings[0].by_seed == {0: 3.0, 1: 2.5, 2: pytest.approx(4 / 3)}
 
+    def test_ratio_to_the_best_of_several_is_taken_seed_by_seed(self):
+        rows = [*records(2, 2, 2), *records(4, 1, 1, method="b"), *records(1, 4, method="c")]
+        finding = judge(claim(than={"method": ["b", "c"]}, reduce="ratio_to_best"), rows)
+        # the third seed lacks one of them, so nobody knows its best
+        assert finding.settings[0].by_seed == {0: 2.0, 1: 2.0}
+
     def test_difference_of_ratios_to_the_floor(self):
         rows = [record(4.0, floor=2.0), record(3.0, floor=1.0, method="b")]
         finding = judge(claim(than={"method": "b"}, reduce="ratio_to_floor"), rows)
@@ -263,6 +269,7 @@ class TestSpelling:
             ({"select": "a"}, "'a'"),
             ({"than": {"setting": "nano"}}, "setting"),
             ({"reduce": "ratio"}, "than"),
+            ({"reduce": "ratio_to_best"}, "than"),
             ({"relation": "about"}, "tolerance 0.0"),
             ({"relation": "about", "target": 0, "tolerance": 0.1}, "target 0.0"),
         ],
