@@ -22,21 +22,20 @@ from benchmarks.cell import Measurement, run_cell, user_errors
 from benchmarks.forecaster import build_predictor, method_name, origins_by_state
 from benchmarks.record import Record, read_records
 from benchmarks.recorded import read_run, with_run
-from benchmarks.replay import BOUND, CONTIGUOUS, Decide, add_walks, walk
+from benchmarks.replay import BOUND, CONTIGUOUS, ORACLE, Decide, add_walks, oracle_of, walk
 from benchmarks.rows import Rows, mean_where
 from models.rebalancing import Rebalancing
 from placement.balance import lower_bound
 from placement.contiguous import contiguous
 from placement.cost import CostModel
-from placement.export import FORMATS, write_plan
+from placement.export import file_format
 from placement.movement import relabel
 from placement.payoff import Price
 from placement.topology import Placement, Topology, widened
+from predictors.backtest import rolling_origins
 from predictors.base import Predictor
 from predictors.windows import LastValue
 from traces.load import LoadTrace, proportions
-
-ORACLE = "oracle"
 
 
 def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
@@ -79,15 +78,14 @@ def least_max_over_mean(
 
 
 def origins(config: DictConfig, trace: LoadTrace) -> Integer[np.ndarray, " O"]:
-    """Steps before which experts may move; ValueError if no interval fits into the trace."""
+    """Steps before which experts may move; ValueError if no interval fits into the trace, or as rolling_origins."""
     every, first = config.replay.every, config.replay.first
-    cutoffs = np.arange(first, len(trace.step) - every + 1, every)
-    if not len(cutoffs):
+    if first + every > len(trace.step):
         raise ValueError(
             f"a trace of {len(trace.step)} steps has no interval of {every} after step {first}: choose smaller "
             "replay.every or replay.first"
         )
-    return cutoffs
+    return rolling_origins(trace, first, stride=every, horizon=every)
 
 
 def scaled(tokens: Integer[np.ndarray, "S L E"], tokens_per_step: float | None) -> Float[np.ndarray, "S L E"]:
@@ -136,7 +134,10 @@ def build_rules(
         CONTIGUOUS: lambda t, current: current,
         f"{name}/once": lambda t, current: plan(tokens[:t].mean(0), current) if t == first else current,
         **{f"{name}/{forecast}": by(expected_OLE) for forecast, expected_OLE in expected.items()},
-        paying(): lambda t, current: policy.propose(tokens[:t], current, topology, price, every).placement,
+        # only layers move whose expected saving exceeds the move's cost by a margin
+        f"{name}/{method_name()}/if_it_pays": lambda t, current: (
+            policy.propose(tokens[:t], current, topology, price, every).placement
+        ),
     }
 
 
@@ -148,17 +149,13 @@ def write_next(
     plan = instantiate(config.placement)(expected_LE, topology, slots_per_device=start.slots_per_device, current=start)
     # no format has a word for an empty slot
     if (plan.slots >= 0).all():
-        write_plan(config.export, folder, plan)
+        name, write = file_format(config.export)
+        write(folder / name, plan)
 
 
 def planner_name() -> str:
     """The planner's file name in conf/placement."""
     return str(HydraConfig.get().runtime.choices["placement"])
-
-
-def paying() -> str:
-    """The rule under which only layers move whose expected saving exceeds the move's cost by a margin."""
-    return f"{planner_name()}/{method_name()}/if_it_pays"
 
 
 def verdict(records: Sequence[Record]) -> str:
@@ -170,9 +167,9 @@ def verdict(records: Sequence[Record]) -> str:
     for method, value in cost.items():
         load, moved = told["device_max_over_mean", method], told["moved_bytes_per_step", method]
         lines.append(f"{method:{width}}  {value:25.3f}  {load:21.3f}  {moved:18,.0f}")
-    planned = {method: value for method, value in cost.items() if method not in (CONTIGUOUS, _oracle(cost))}
-    best = min(planned, key=lambda method: planned[method])
-    saving, known = 1 - planned[best], 1 - cost[_oracle(cost)]
+    oracle = oracle_of(cost)
+    best = min(cost.keys() - {CONTIGUOUS, oracle}, key=lambda method: (cost[method], method))
+    saving, known = 1 - cost[best], 1 - cost[oracle]
     if saving <= 0:
         return "\n".join(
             [*lines, f"re-balancing would not pay: {best} costs {-saving:.1%} more than staying contiguous"]
@@ -181,16 +178,12 @@ def verdict(records: Sequence[Record]) -> str:
     return "\n".join([*lines, f"{says} (knowing the loads to come, the same planner: {known:.1%})"])
 
 
-def _oracle(methods: Sequence[str] | dict[str, float]) -> str:
-    return next(method for method in methods if method.endswith(f"/{ORACLE}"))
-
-
 @hydra.main(config_path="../conf", config_name="place_experts", version_base="1.3")
 def main(config: DictConfig) -> None:
     with user_errors():
         config = with_run(config)
-        if config.export not in FORMATS:
-            raise ValueError(f"export must be one of {', '.join(FORMATS)}, got {config.export!r}")
+        # before anything is measured
+        file_format(config.export)
         labels = [config.setting, f"seed{config.seed}", planner_name(), method_name(), str(config.replay.every)]
         folder = run_cell(config, labels, measure)
         print(verdict(read_records(folder / "records.csv")))

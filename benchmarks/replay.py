@@ -3,7 +3,7 @@
 Seconds are modelled: a step waits for the busiest device in each layer, a move for its bytes on the topology's links.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from placement.movement import migration
 from placement.payoff import Price
 from placement.topology import Placement, Topology
 
-CONTIGUOUS, BOUND = "contiguous", "lower_bound"
+CONTIGUOUS, BOUND, ORACLE = "contiguous", "lower_bound", "oracle"
 # (steps known so far, the current placement) -> the next one
 Decide = Callable[[int, Placement], Placement]
 
@@ -81,8 +81,7 @@ def add_walks(
     def total(name: str, paid: bool) -> float:
         return float(walks[name].seconds(price.seconds_per_token, every, paid)[chosen].sum())
 
-    (oracle,) = (name for name in walks if name.endswith("/oracle"))
-    fixed, known = total(CONTIGUOUS, paid=True), total(oracle, paid=False)
+    fixed, known = total(CONTIGUOUS, paid=True), total(oracle_of(walks), paid=False)
     steps = chosen.any(1).sum() * every
     for name, one in walks.items():
         paid, unpaid = total(name, paid=True), total(name, paid=False)
@@ -92,3 +91,9 @@ def add_walks(
         if fixed > known:
             rows.add("saving_kept", (fixed - unpaid) / (fixed - known), method=name, **columns)
             rows.add("saving_kept_net", (fixed - paid) / (fixed - known), method=name, **columns)
+
+
+def oracle_of(methods: Iterable[str]) -> str:
+    """The one rule among those of a cell that knows the loads to come."""
+    (oracle,) = (method for method in methods if method.endswith(f"/{ORACLE}"))
+    return oracle

@@ -4,7 +4,7 @@ Slot c of device g becomes physical expert g * C + c. None of these formats has 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,14 +95,8 @@ FORMATS = {
 }
 
 
-def write_plan(engine: str, folder: Path, placement: Placement) -> Path:
-    """The placement as a file of an engine's name for it; returns its path.
-
-    Raises:
-        ValueError: an engine not in FORMATS, or as its own function.
-    """
+def file_format(engine: str) -> tuple[str, Callable[[Path, Placement], None]]:
+    """The name of the file that an engine takes, and what writes it; ValueError where none is known."""
     if engine not in FORMATS:
         raise ValueError(f"plans are written for {', '.join(FORMATS)}, got {engine!r}")
-    name, write = FORMATS[engine]
-    write(folder / name, placement)
-    return folder / name
+    return FORMATS[engine]
