@@ -29,7 +29,6 @@ from placement.balance import lower_bound
 from placement.contiguous import contiguous
 from placement.cost import CostModel
 from placement.export import file_format
-from placement.movement import relabel
 from placement.payoff import Price
 from placement.topology import Placement, Topology, widened
 from predictors.backtest import rolling_origins
@@ -118,21 +117,18 @@ def build_rules(
     price: Price,
 ) -> dict[str, Decide]:
     """Rules by the name they have in the records."""
-    planner, (first, every) = instantiate(config.placement), (config.replay.first, config.replay.every)
+    policy = Rebalancing(instantiate(config.placement), predictor, **config.policy)
     number = {int(t): o for o, t in enumerate(cutoffs)}
-
-    def plan(load_LE: np.ndarray, current: Placement) -> Placement:
-        found = planner(load_LE, topology, slots_per_device=current.slots_per_device, current=current)
-        return relabel(Placement(widened(found, current.slots_per_device)), current, topology)
+    name, first, every = planner_name(), config.replay.first, config.replay.every
 
     def by(expected_OLE: np.ndarray) -> Decide:
-        return lambda t, current: plan(expected_OLE[number[t]], current)
+        return lambda t, current: policy.plan(expected_OLE[number[t]], current, topology)
 
-    policy = Rebalancing(planner, predictor, **config.policy)
-    name = planner_name()
     return {
         CONTIGUOUS: lambda t, current: current,
-        f"{name}/once": lambda t, current: plan(tokens[:t].mean(0), current) if t == first else current,
+        f"{name}/once": lambda t, current: (
+            policy.plan(tokens[:t].mean(0), current, topology) if t == first else current
+        ),
         **{f"{name}/{forecast}": by(expected_OLE) for forecast, expected_OLE in expected.items()},
         # only layers move whose expected saving exceeds the move's cost by a margin
         f"{name}/{method_name()}/if_it_pays": lambda t, current: (

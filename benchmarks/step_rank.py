@@ -6,6 +6,7 @@ Lightning sets all up, then one call of `training_step` is the whole measurement
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
+from jaxtyping import Int
 from lightning.pytorch.strategies import DDPStrategy
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -25,6 +28,7 @@ from benchmarks.train import prepare_process
 from benchmarks.trained import read_module, run_config
 from models.callbacks.ranks import on_first_rank
 from models.callbacks.step_timer import PARTS, StepTimer, clock_of
+from models.data import Batch, TextDataModule
 from models.expert_parallel import ExpertParallelStrategy
 from models.language_model import LanguageModel
 from models.moe import MoELayer
@@ -48,11 +52,10 @@ class InTurns(ExpertParallelStrategy):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, sharded)
         return DDPStrategy._setup_model(self, model)
 
-    def loss(self, number: int, batch: dict[str, Tensor]) -> Tensor:
-        """The loss of a model's own training step, called through its replica."""
+    def told(self, number: int, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a model's own training step returns, called through its replica."""
         replica = self.replicas[number]
-        told: Any = self._forward_redirection(replica, replica.module, "training_step", batch, 0)
-        return told["loss"]
+        return self._forward_redirection(replica, replica.module, "training_step", batch, 0)  # pyright: ignore[reportReturnType]
 
 
 class Steps(L.LightningModule):
@@ -61,17 +64,17 @@ class Steps(L.LightningModule):
     Args:
         job: all variants.
         trained: the models, in the order of the job's runs.
-        tokens: (B, S + 1) this rank's part of each step's batch; all variants of a round train on the same ones.
+        batches: whole ones, for all steps of a round; all variants of a round train on the same ones.
         clip: norm of all gradients; None = no clipping.
 
     Attributes:
         measured: by variant and block: seconds a step of each part.
     """
 
-    def __init__(self, job: StepJob, trained: list[LanguageModel], tokens: list[Tensor], clip: float | None) -> None:
+    def __init__(self, job: StepJob, trained: list[LanguageModel], batches: list[Batch], clip: float | None) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.job, self.tokens, self.clip = job, tokens, clip
+        self.job, self.batches, self.clip = job, batches, clip
         self.models = nn.ModuleList(trained)
         self.measured: dict[str, list[list[float]]] = {name: [] for name in job.variants}
 
@@ -95,21 +98,28 @@ class Steps(L.LightningModule):
         set_dispatcher(model, variant.dispatcher)
         dist.barrier()
         with timer.timing(model):
-            for tokens in self.tokens[block * steps : (block + 1) * steps]:
-                self._step(number, tokens)
+            for batch in self.batches[block * steps : (block + 1) * steps]:
+                self.step(number, self.mine(batch))
         return [timer.split()[part] / steps for part in PARTS]
 
-    def _step(self, number: int, tokens: Tensor) -> None:
+    def mine(self, batch: Batch) -> Int[Tensor, "B _"]:
+        """This rank's sequences of a whole batch."""
+        return batch["tokens"][self.trainer.global_rank :: self.job.topology.num_devices]
+
+    def step(self, number: int, tokens: Int[Tensor, "B _"]) -> dict[str, Tensor]:
+        """One training step of a model; what its own `training_step` told of this rank's tokens."""
         optimizers, model, strategy = self.optimizers(), self.models[number], self.trainer.strategy
         assert isinstance(model, LanguageModel)
         assert isinstance(strategy, InTurns)
         optimizer = optimizers[number] if isinstance(optimizers, list) else optimizers
         optimizer.zero_grad()
-        self.manual_backward(strategy.loss(number, {"tokens": tokens.to(self.device)}))
+        told = strategy.told(number, {"tokens": tokens.to(self.device)})
+        self.manual_backward(told["loss"])
         self.clip_gradients(optimizer, gradient_clip_val=self.clip)  # pyright: ignore[reportArgumentType]
         optimizer.step()
         for router in model.decoder.routers:
             router.finish_step()
+        return told
 
 
 def set_dispatcher(model: nn.Module, name: str) -> None:
@@ -120,25 +130,36 @@ def set_dispatcher(model: nn.Module, name: str) -> None:
             layer.dispatcher = make(layer.dispatcher.shard)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def read_models(job: StepJob) -> tuple[list[LanguageModel], list[Tensor], dict[str, Any]]:
-    """The models, whole batches of text (B, S + 1) for all steps of a round, and the trainer's configuration.
+def read_models(
+    job: StepJob, read: Callable[[DictConfig, Path], tuple[LanguageModel, TextDataModule]] = read_module
+) -> tuple[list[LanguageModel], list[Batch], dict[str, Any]]:
+    """The models, whole batches for all steps of a round, and the trainer's configuration.
+
+    Args:
+        read: a run's model and its text.
 
     Raises:
         ValueError: a batch cannot be dealt evenly to the ranks.
     """
     configs = [run_config(Path(folder), job.outputs) for folder in job.runs.values()]
-    read = [read_module(config, Path(folder)) for config, folder in zip(configs, job.runs.values(), strict=True)]
-    data, num_ranks = read[0][1], job.topology.num_devices
+    pairs = [read(config, Path(folder)) for config, folder in zip(configs, job.runs.values(), strict=True)]
+    data, num_ranks = pairs[0][1], job.topology.num_devices
     if data.sequences_per_batch % num_ranks:
         raise ValueError(f"{data.sequences_per_batch} sequences a batch cannot be dealt evenly to {num_ranks} ranks")
-    batches = [batch["tokens"] for batch in data.fresh_batches(0, (job.blocks + 1) * job.steps)]
-    return [module for module, _ in read], batches, dict(configs[0].trainer)
+    batches = list(data.fresh_batches(0, (job.blocks + 1) * job.steps))
+    return [module for module, _ in pairs], batches, dict(configs[0].trainer)
 
 
 def measure(job: StepJob, backend: str) -> dict[str, np.ndarray] | None:
     """Train all variants in turns; what all ranks measured on rank 0, None on the others."""
     prepare_process(job.seed)
     trained, batches, given = read_models(job)
+    return train_in_turns(Steps(job, trained, batches, given["gradient_clip_val"]), backend, given["precision"])
+
+
+def train_in_turns(steps: Steps, backend: str, precision: Any) -> dict[str, np.ndarray] | None:
+    """Let all ranks' Lightning run the one call that measures everything; as `measure`."""
+    job = steps.job
     strategy = InTurns(
         job.topology,
         Placement(np.concatenate([placement.slots for placement in job.placements.values()])),
@@ -149,14 +170,12 @@ def measure(job: StepJob, backend: str) -> dict[str, np.ndarray] | None:
         accelerator="gpu" if backend == "nccl" else "cpu",
         num_nodes=job.topology.nodes,
         devices=job.topology.devices_per_node,
-        precision=given["precision"],
+        precision=precision,
         strategy=strategy,
         max_epochs=1,
         use_distributed_sampler=False,
         barebones=True,
     )
-    mine = [tokens[trainer.global_rank :: job.topology.num_devices] for tokens in batches]
-    steps = Steps(job, trained, mine, given["gradient_clip_val"])
     trainer.fit(steps, DataLoader([0]))  # pyright: ignore[reportArgumentType]
     return gathered(steps, strategy.root_device)
 

@@ -74,24 +74,27 @@ def make_job(config: DictConfig, topology: Topology) -> tuple[StepJob, str]:
 
 
 def add_steps(rows: Rows, measured: Mapping[str, Float[np.ndarray, "G B parts"]], seed: int) -> None:
-    """Seconds of a step and of its parts, medians over blocks, and their ratio to the first variant's block by block.
-
-    A step takes as long as on the slowest rank. Its parts are means over ranks; what remains is the rest.
-    """
+    """Seconds of a step and of its parts, medians over blocks, and their ratio to the first variant, block by block."""
     baseline = step_seconds(next(iter(measured.values())))
     for name, seconds in measured.items():
         columns: dict[str, Any] = {"method": name, "count": len(baseline)}
-        whole, parts = step_seconds(seconds), seconds.mean(0)
+        whole = step_seconds(seconds)
         for metric, values in {"step_seconds": whole, "step_over_baseline": whole / baseline}.items():
             low, high = interval(values, seed)
             for ending, value in {"": float(np.median(values)), "/low": low, "/high": high}.items():
                 rows.add(f"{metric}{ending}", value, **columns)
-        of_part = {part: parts[:, number] for number, part in enumerate(PARTS) if part != REST}
-        of_part[REST] = whole - sum(of_part.values())
-        for part, values in of_part.items():
-            rows.add(f"step_seconds/{part}", float(np.median(values)), **columns)
-        share = sum(of_part[part] for part in EXCHANGES) / whole
-        rows.add("all_to_all_share", float(np.median(share)), **columns)
+        add_parts(rows, seconds, **columns)
+
+
+def add_parts(rows: Rows, seconds: Float[np.ndarray, "G B parts"], **columns: Any) -> None:
+    """Seconds of a step's parts, means over ranks and medians over blocks; what remains of the step is the rest."""
+    whole, parts = step_seconds(seconds), seconds.mean(0)
+    of_part = {part: parts[:, number] for number, part in enumerate(PARTS) if part != REST}
+    of_part[REST] = whole - sum(of_part.values())
+    for part, values in of_part.items():
+        rows.add(f"step_seconds/{part}", float(np.median(values)), **columns)
+    share = sum(of_part[part] for part in EXCHANGES) / whole
+    rows.add("all_to_all_share", float(np.median(share)), **columns)
 
 
 def step_seconds(seconds: Float[np.ndarray, "G B parts"]) -> Float[np.ndarray, " B"]:

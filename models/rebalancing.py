@@ -6,19 +6,56 @@ fluctuates moves only where that pays at once.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from placement.balance import device_load
+from placement.cost import CostModel
 from placement.movement import relabel
 from placement.payoff import Price, merge, payoff
-from placement.topology import Placement, Topology
+from placement.topology import Placement, Topology, widened
+from placement.volume import CommVolume
 from predictors.base import Predictor
 from predictors.states import detect_states
 from traces.load import proportions
+
+# timed steps and moves that count, so that one slow moment decides nothing
+REMEMBERED = 5
+
+
+@dataclass
+class Prices:
+    """What tokens and bytes cost here, as timed; a byte costs what the data sheet says, times what moves took of it.
+
+    Attributes:
+        topology: whose data sheet.
+        seconds_per_token: of the last timed steps.
+        slowness: of the last moves: seconds over the data sheet's.
+    """
+
+    topology: Topology
+    seconds_per_token: list[float] = field(default_factory=list)
+    slowness: list[float] = field(default_factory=list)
+
+    def saw_step(self, seconds: float, busiest: float) -> None:
+        """A step's seconds from dispatch to combine, on the slowest rank, and the `busiest_tokens` of its layers."""
+        self.seconds_per_token = [*self.seconds_per_token, seconds / max(busiest, 1.0)][-REMEMBERED:]
+
+    def saw_move(self, seconds: float, volume: CommVolume) -> None:
+        """A move's seconds on the slowest rank, and what it moved, batch axis (L,)."""
+        told = float(CostModel.from_topology(self.topology).seconds(volume)[volume.bytes.any((1, 2))].sum())
+        self.slowness = [*self.slowness, seconds / told][-REMEMBERED:] if told else self.slowness
+
+    def price(self, bytes_per_expert: int) -> Price:
+        """Medians of what was seen; ValueError before any step was."""
+        if not self.seconds_per_token:
+            raise ValueError("no step was timed yet, so nothing is known of what a token costs")
+        cost = CostModel.from_topology(self.topology).times(median(self.slowness or [1.0]))
+        return Price(median(self.seconds_per_token), bytes_per_expert, cost)
 
 
 class Proposal(NamedTuple):
@@ -78,7 +115,7 @@ class Rebalancing:
         tokens_HLE = proportion_HLE * past[-1].sum(-1, keepdims=True)
         stable_L = self.stable(past)
         trusted_L = np.where(stable_L, self.horizon, min(every, self.horizon))
-        plan = self._plan(_mean_of_first(tokens_HLE, trusted_L), current, topology)
+        plan = self.plan(_mean_of_first(tokens_HLE, trusted_L), current, topology)
         found = payoff(tokens_HLE, trusted_L, current, plan, topology, price)
         chosen_L = found.pays(self.margin)
         expected = float(found.saving[chosen_L].sum()), float(found.cost[chosen_L].sum())
@@ -90,9 +127,10 @@ class Rebalancing:
             return np.zeros(past.shape[1], bool)
         return detect_states(proportions(past), window=self.window, enter=self.enter).stable[-1]
 
-    def _plan(self, load_LE: Float[np.ndarray, "L E"], current: Placement, topology: Topology) -> Placement:
-        plan = self.planner(load_LE, topology, slots_per_device=current.slots_per_device, current=current)
-        return relabel(plan, current, topology)
+    def plan(self, load_LE: Float[np.ndarray, "L E"], current: Placement, topology: Topology) -> Placement:
+        """The planner's placement for a load, in the current one's slots, with as few moves as device names allow."""
+        found = self.planner(load_LE, topology, slots_per_device=current.slots_per_device, current=current)
+        return relabel(Placement(widened(found, current.slots_per_device)), current, topology)
 
 
 def busiest_tokens(tokens: Integer[np.ndarray, "L E"], placement: Placement) -> float:

@@ -15,3 +15,10 @@ def on_first_rank(mine: Shaped[Tensor, "*shape"]) -> list[Tensor] | None:
     parts = [torch.empty_like(mine) for _ in range(num_ranks())] if dist.get_rank() == 0 else None
     dist.gather(mine.contiguous(), parts, dst=0)
     return parts
+
+
+def slowest(seconds: float, device: torch.device) -> float:
+    """The most seconds that any rank took. All ranks of a process group must call it."""
+    most = torch.tensor(seconds, dtype=torch.float32, device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return float(most)

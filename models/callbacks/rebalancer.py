@@ -3,7 +3,6 @@
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from statistics import median
 from typing import Any
 
 import lightning as L
@@ -12,16 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from models.callbacks.ranks import slowest
 from models.callbacks.step_timer import COMBINE, DISPATCH, EXPERTS, StepTimer, clock_of
 from models.expert_parallel import ExpertParallelStrategy
-from models.rebalancing import Proposal, Rebalancing, busiest_tokens
-from placement.cost import CostModel
+from models.rebalancing import Prices, Proposal, Rebalancing, busiest_tokens
 from placement.movement import moved_slots
-from placement.payoff import Price
 from placement.topology import Placement
-
-# timed steps and moves that count, so that one slow moment decides nothing
-REMEMBERED = 5
 
 
 @dataclass(frozen=True)
@@ -74,13 +69,13 @@ class Rebalancer(L.Callback):
         self._loads: list[Tensor] = []
         self._past: np.ndarray | None = None
         self._restored: Tensor | None = None
-        self._seconds_per_token: list[float] = []
-        self._slowness: list[float] = []
+        self._prices: Prices | None = None
         self._timer: StepTimer | None = None
         self._timing = ExitStack()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         strategy = _strategy(trainer)
+        self._prices = Prices(strategy.topology)
         restored, self._restored = self._restored, None
         # at another world size the strategy's own placement is the start
         if restored is not None and tuple(restored.shape) == strategy.experts.placement.slots.shape:
@@ -128,9 +123,9 @@ class Rebalancer(L.Callback):
         assert self._timer is not None
         assert self._past is not None
         split, self._timer = self._timer.split(), None
-        seconds = _slowest(split[DISPATCH] + split[EXPERTS] + split[COMBINE], strategy)
-        busiest = busiest_tokens(self._past[-1], strategy.experts.placement)
-        self._seconds_per_token = [*self._seconds_per_token, seconds / max(busiest, 1.0)][-REMEMBERED:]
+        assert self._prices is not None
+        seconds = slowest(split[DISPATCH] + split[EXPERTS] + split[COMBINE], strategy.root_device)
+        self._prices.saw_step(seconds, busiest_tokens(self._past[-1], strategy.experts.placement))
 
     def _rebalance(self, strategy: ExpertParallelStrategy, step: int) -> Decision:
         current, started = strategy.experts.placement, time.perf_counter()
@@ -143,17 +138,15 @@ class Rebalancer(L.Callback):
             return told
         started = time.perf_counter()
         volume = strategy.migrate(proposal.placement)
-        seconds = _slowest(time.perf_counter() - started, strategy)
-        by_data_sheet = float(
-            CostModel.from_topology(strategy.topology).seconds(volume)[volume.bytes.any((1, 2))].sum()
-        )
-        self._slowness = [*self._slowness, seconds / by_data_sheet][-REMEMBERED:]
+        seconds = slowest(time.perf_counter() - started, strategy.root_device)
+        assert self._prices is not None
+        self._prices.saw_move(seconds, volume)
         return replace(told, moved_slots=moved, moved_bytes=int(volume.bytes.sum()), migration_seconds=seconds)
 
     def _propose(self, strategy: ExpertParallelStrategy) -> Proposal:
         assert self._past is not None
-        cost = CostModel.from_topology(strategy.topology).times(median(self._slowness or [1.0]))
-        price = Price(median(self._seconds_per_token), strategy.bytes_per_expert, cost)
+        assert self._prices is not None
+        price = self._prices.price(strategy.bytes_per_expert)
         return self.policy.propose(self._past, strategy.experts.placement, strategy.topology, price, self.every)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -173,10 +166,3 @@ def _strategy(trainer: L.Trainer) -> ExpertParallelStrategy:
         found = type(trainer.strategy).__name__
         raise ValueError(f"experts move between ranks of an ExpertParallelStrategy, this run has a {found}")
     return trainer.strategy
-
-
-def _slowest(seconds: float, strategy: ExpertParallelStrategy) -> float:
-    """The most seconds that any rank took. All ranks call it."""
-    most = torch.tensor(seconds, dtype=torch.float32, device=strategy.root_device)
-    dist.all_reduce(most, dist.ReduceOp.MAX)
-    return float(most)

@@ -1,11 +1,13 @@
 """The figure of whole steps, from records made up here."""
 
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks.figures import draw_figures
+from benchmarks.live_job import LIVE_PARTS
 from benchmarks.record import Record
 from benchmarks.step_figures import PARTS, step_parts_figure
 from models.callbacks.step_timer import PARTS as TIMED
@@ -22,7 +24,7 @@ def records(ground: str = "emulated 1 Gbit/s") -> list[Record]:
     for method, steps in STEPS.items():
         for seed, seconds in enumerate(steps):
             found += [row(seed, method, "step_over_baseline", seconds), row(seed, method, "step_seconds", seconds)]
-            found += [row(seed, method, f"step_seconds/{part}", seconds / len(PARTS)) for part in PARTS]
+            found += [row(seed, method, f"step_seconds/{part}", seconds / len(TIMED)) for part in TIMED]
     return found
 
 
@@ -31,7 +33,7 @@ def texts(svg: str) -> list[str]:
 
 
 def test_every_part_that_is_timed_is_drawn() -> None:
-    assert tuple(PARTS) == TIMED
+    assert tuple(PARTS) == LIVE_PARTS
 
 
 def test_a_bar_says_what_its_step_is_of_the_baselines() -> None:
@@ -48,6 +50,15 @@ def test_each_ground_has_a_panel() -> None:
     assert [panel.title for panel in figure.panels] == [f"nano32 on 2x1 devices, emulated {rate}" for rate in rates]
 
 
+def test_each_start_has_a_panel_and_moves_are_a_part() -> None:
+    rows = [replace(row, state=state) for state in ("parent", "scratch") for row in records()]
+    rows += [replace(row, metric="step_seconds/rebalance", value=0.1) for row in rows if row.metric == "step_seconds"]
+    figure = step_parts_figure(rows)
+    assert figure
+    assert [panel.title.rsplit(", ", 1)[-1] for panel in figure.panels] == ["from parent", "from scratch"]
+    assert [key.label.split()[0] for key in figure.keys] == list(LIVE_PARTS)
+
+
 def test_parts_together_are_as_long_as_the_whole() -> None:
     rows = [row for row in records() if row.method.startswith("c2r")]
     figure = step_parts_figure(rows)
@@ -55,8 +66,8 @@ def test_parts_together_are_as_long_as_the_whole() -> None:
     bars = re.findall(r'<path d="([^"]*)"[^>]*style="fill: (?:var|url)', figure.panels[0].svg)
     ends = [[float(x) for x in re.findall(r"[ML] ([\d.]+)", bar)] for bar in bars]
     widths = [max(xs) - min(xs) for xs in ends if xs]
-    assert len(widths) == len(PARTS)
-    assert widths == pytest.approx([sum(widths) / len(PARTS)] * len(PARTS), abs=0.05)
+    assert len(widths) == len(TIMED)
+    assert widths == pytest.approx([sum(widths) / len(TIMED)] * len(TIMED), abs=0.05)
 
 
 def test_the_report_draws_it_where_there_are_steps() -> None:

@@ -5,10 +5,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from models.rebalancing import Rebalancing, busiest_tokens
+from models.rebalancing import REMEMBERED, Prices, Rebalancing, busiest_tokens
 from placement.cost import CostModel
 from placement.joint import joint
 from placement.lpt import lpt
+from placement.movement import migration
 from placement.payoff import Price
 from placement.topology import Placement, Topology
 from predictors.windows import LastValue, SlidingWindow
@@ -82,3 +83,28 @@ def test_averages_serve_too():
         steps(SKEWED), START, TOPOLOGY, price(), 10
     )
     assert told.saving == pytest.approx(1500.0)
+
+
+class TestPrices:
+    def test_medians_of_what_was_seen_last(self):
+        prices = Prices(TOPOLOGY)
+        for seconds in (1000.0, *range(1, REMEMBERED + 1)):
+            prices.saw_step(float(seconds), busiest=2.0)
+        assert prices.price(100).seconds_per_token == pytest.approx((REMEMBERED + 1) / 2 / 2)
+
+    def test_a_byte_costs_what_moves_took_of_the_data_sheet(self):
+        prices, swapped = Prices(TOPOLOGY), Placement(np.array([[[2, 1], [0, 3]]]))
+        prices.saw_step(1.0, busiest=1.0)
+        volume = migration(START, swapped, TOPOLOGY, 100)
+        by_data_sheet = prices.price(100).cost.seconds(volume).sum()
+        prices.saw_move(3 * by_data_sheet, volume)
+        assert prices.price(100).cost.seconds(volume).sum() == pytest.approx(3 * by_data_sheet)
+
+    def test_a_move_of_nothing_says_nothing(self):
+        prices = Prices(TOPOLOGY)
+        prices.saw_move(5.0, migration(START, START, TOPOLOGY, 100))
+        assert prices.slowness == []
+
+    def test_before_any_step_there_is_no_price(self):
+        with pytest.raises(ValueError, match="no step was timed yet"):
+            Prices(TOPOLOGY).price(100)

@@ -1,0 +1,146 @@
+"""Do experts that move while training save time? Whole steps under several rules, moves paid, on a ground.
+
+python -m benchmarks.live_rebalance trace.setting=nano16_unbalanced trace.seed=0 ground=emulated_200mbit
+
+Every rule has a model of its own; all train on the same batches, a block of steps at a time, each round in a new order.
+Before a block its rule forecasts, plans and moves experts, weights and optimiser states, and that is timed with it.
+Devices read different domains of text. Ranks must not outnumber cores, or the scheduler would be timed.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from benchmarks.arms import place
+from benchmarks.cell import Measurement, compose, is_first_process, run_cell, user_errors
+from benchmarks.cluster.ground import Ground
+from benchmarks.exchange_job import Variant
+from benchmarks.forecaster import method_name
+from benchmarks.live_job import PARENT, PILOT, REBALANCE, STARTS, STAY, Live, Lived, read_lived, write_live
+from benchmarks.measured_arms import run_job
+from benchmarks.place_experts import planner_name
+from benchmarks.replay import CONTIGUOUS, ORACLE, oracle_of
+from benchmarks.rows import Rows
+from benchmarks.step_job import StepJob, write_job
+from benchmarks.step_time import add_parts, refuse_crowded, step_seconds
+from benchmarks.trained import run_folder, with_trained
+from placement.contiguous import contiguous
+from placement.topology import Topology
+from traces.load import LoadTrace
+from traces.store import read_loads, read_routings
+
+COLOCATED = "colocated"
+
+
+def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
+    """Train under all rules on the ground; record seconds of a step, its parts, moves, and how much saving is kept."""
+    topology: Topology = instantiate(config.topology)
+    ground: Ground = instantiate(config.ground)(topology.nodes, topology.devices_per_node)
+    refuse_crowded(ground)
+    trace, told = read_loads(run_folder(config) / "trace"), folder / "live"
+    live = make_live(config, trace)
+    with ground:
+        write_job(told, make_job(config, topology, live, trace))
+        write_live(told, live)
+        run_job("live_rank", told, ground, 60.0 * config.live.timeout_minutes)
+    rows = Rows(config, ground=ground.name)
+    # another launcher's other ranks: the first one alone was told what all measured
+    if is_first_process():
+        add_lived(rows, read_lived(told, live), config.live.start, config.live.steps)
+        rows.add("load_average", os.getloadavg()[0], state=config.live.start)
+    return Measurement(rows.records, data_fingerprint=trace.source.data_fingerprint)
+
+
+def make_live(config: DictConfig, trace: LoadTrace) -> Live:
+    """The rules by the names that they have in the records.
+
+    Raises:
+        ValueError: an unknown start, or a predictor that must be trained first.
+    """
+    if config.live.start not in STARTS:
+        raise ValueError(f"live.start must be one of {', '.join(STARTS)}, got {config.live.start!r}")
+    if hasattr(predictor := instantiate(config.predictor), "fit"):
+        raise ValueError(f"{type(predictor).__name__} is trained on another run: take one that forecasts as it is")
+    planner = planner_name()
+    rules = {
+        CONTIGUOUS: STAY,
+        COLOCATED: STAY,
+        f"{planner}/last_value": "last_value",
+        f"{planner}/{method_name()}": "forecast",
+        f"{planner}/{method_name()}/if_it_pays": "if_it_pays",
+        f"{planner}/{ORACLE}": "oracle",
+    }
+    plain = {key: OmegaConf.to_container(config[key], resolve=True) for key in ("placement", "predictor", "policy")}
+    past = trace.tokens if config.live.start == PARENT else trace.tokens[:0]
+    return Live(rules, plain["placement"], plain["predictor"], plain["policy"], config.live.start, past)  # type: ignore[arg-type]
+
+
+def make_job(config: DictConfig, topology: Topology, live: Live, trace: LoadTrace) -> StepJob:
+    """A model of its own for each rule, and the pilot's."""
+    run, choices = run_folder(config), HydraConfig.get().runtime.choices
+    slots = -(-trace.num_experts // topology.num_devices)
+    start = contiguous(trace.tokens[0], topology, slots_per_device=slots)
+    named = compose(config.entry, [f"placement={COLOCATED}", f"topology={choices['topology']}"])
+    where = dict.fromkeys((*live.rules, PILOT), start)
+    where[COLOCATED] = place(named, read_routings(run / "trace"))
+    # files are named by number: rules have slashes in their names
+    keys = {name: str(number) for number, name in enumerate(where)}
+    return StepJob(
+        topology,
+        {keys[name]: str(run.resolve()) for name in where},
+        {keys[name]: placement for name, placement in where.items()},
+        {name: Variant(name, keys[name], config.live.dispatcher) for name in live.rules},
+        config.live.blocks,
+        config.live.steps,
+        config.seed,
+        str(Path(config.outputs).resolve()),
+    )
+
+
+def add_lived(rows: Rows, lived: Mapping[str, Lived], state: str, steps: int) -> None:
+    """Seconds of a step under each rule: medians over blocks of its steps, plus its moves' mean over all steps.
+
+    Args:
+        state: what models started from.
+        steps: of a block, from one decision to the next.
+    """
+    base_B = step_seconds(lived[CONTIGUOUS].seconds[..., :-1])
+    fixed = float(np.median(base_B))
+    known = float(np.median(step_seconds(lived[oracle_of(lived)].seconds[..., :-1])))
+    for name, one in lived.items():
+        columns: dict[str, Any] = {"method": name, "state": state, "horizon": steps, "count": len(base_B)}
+        whole_B, moving = step_seconds(one.seconds[..., :-1]), float(one.seconds[0, :, -1].mean())
+        unpaid, ratio = float(np.median(whole_B)), float(np.median(whole_B / base_B))
+        rows.add("step_seconds", unpaid + moving, **columns)
+        rows.add("step_over_baseline", ratio + moving / fixed, **columns)
+        rows.add("step_over_baseline/moves_not_paid", ratio, **columns)
+        add_parts(rows, one.seconds[..., :-1], **columns)
+        rows.add(f"step_seconds/{REBALANCE}", moving, **columns)
+        rows.add("moved_bytes_per_step", float(one.moved_bytes.mean()) / steps, **columns)
+        rows.add("device_max_over_mean", float(one.max_over_mean.mean()), **columns)
+        rows.add("loss_difference", float(np.abs(one.loss - lived[CONTIGUOUS].loss).max()), **columns)
+        if fixed > known:
+            rows.add("saving_kept", (fixed - unpaid) / (fixed - known), **columns)
+            rows.add("saving_kept_net", (fixed - unpaid - moving) / (fixed - known), **columns)
+        if moving and ratio < 1:
+            rows.add("break_even_steps", moving * steps / ((1 - ratio) * fixed), **columns)
+
+
+@hydra.main(config_path="../conf", config_name="live_rebalance", version_base="1.3")
+def main(config: DictConfig) -> None:
+    with user_errors():
+        config = with_trained(config)
+        ground = HydraConfig.get().runtime.choices["ground"]
+        labels = [config.setting, f"seed{config.seed}", config.live.start, planner_name(), method_name(), str(ground)]
+        run_cell(config, labels, measure)
+
+
+if __name__ == "__main__":
+    main()
