@@ -11,11 +11,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Real
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis as MatplotlibAxis
 from matplotlib.figure import Figure as Canvas
-from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -152,15 +152,13 @@ def heat_panel(
     column_label: str,
 ) -> str:
     """A table of texts whose shade grows with the value; cells that are not finite have none."""
-    finite = values[np.isfinite(values)]
-    low, span = (finite.min(), np.ptp(finite)) if finite.size else (0.0, 0.0)
+    known = np.isfinite(values)
+    low, span = (values[known].min(), np.ptp(values[known])) if known.any() else (0.0, 0.0)
+    shades = np.where(known, 1 + np.round((NUM_SHADES - 1) * (values - low) / (span or 1.0)), 0)
 
     def draw(axes: Axes) -> None:
+        _draw_shades(axes, shades, darkest=0.6)
         for row, column in itertools.product(range(len(rows)), range(len(columns))):
-            if np.isfinite(values[row, column]):
-                shade = 0.1 + 0.5 * (values[row, column] - low) / (span or 1.0)
-                corner, colour = (column - 0.48, row - 0.46), drawn_colour("--method-0")
-                axes.add_patch(Rectangle(corner, 0.96, 0.92, color=colour, alpha=shade, lw=0))
             axes.text(column, row, texts[row][column], ha="center", va="center", fontsize=9)
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), rows)
@@ -172,14 +170,11 @@ def heat_panel(
 
 def matrix_panel(values: Float[np.ndarray, "N N"], high: float, labels: Sequence[str], *, label: str) -> str:
     """A square of shades without texts, from none at 0 to full at `high` and above; rows and columns share labels."""
-    # few shades, each one path: a path for every cell would be many times the bytes
     shades = np.clip(np.ceil(NUM_SHADES * values / (high or 1.0)), 0, NUM_SHADES)
     places = range(len(values))
 
     def draw(axes: Axes) -> None:
-        for shade in range(1, NUM_SHADES + 1):
-            colour = drawn_colour("--method-0")
-            axes.add_patch(PathPatch(_squares(shades == shade), color=colour, alpha=shade / NUM_SHADES, lw=0))
+        _draw_shades(axes, shades, darkest=1.0)
         axes.set_xticks(places, labels, fontsize=6, rotation=90)
         axes.set_yticks(places, labels, fontsize=6)
         axes.set(xlim=(-0.5, len(places) - 0.5), ylim=(len(places) - 0.5, -0.5), aspect="equal")
@@ -188,7 +183,14 @@ def matrix_panel(values: Float[np.ndarray, "N N"], high: float, labels: Sequence
     return panel_svg(draw, label, label, height=4.2)
 
 
-def _squares(where: Bool[np.ndarray, "N N"]) -> Path:
+def _draw_shades(axes: Axes, shades: Real[np.ndarray, "R C"], darkest: float) -> None:
+    """Cells from no shade at 0 to the darkest at NUM_SHADES; a path a shade, as a path a cell would be many bytes."""
+    for shade in range(1, NUM_SHADES + 1):
+        colour = drawn_colour("--method-0")
+        axes.add_patch(PathPatch(_squares(shades == shade), color=colour, alpha=darkest * shade / NUM_SHADES, lw=0))
+
+
+def _squares(where: Bool[np.ndarray, "R C"]) -> Path:
     """Nearly touching unit squares on the marked cells, as one path."""
     corners = 0.47 * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
     vertices = np.argwhere(where)[:, None, ::-1] + corners

@@ -20,9 +20,19 @@ DEVICE_LOAD = "device_max_over_mean"
 # the row of DEVICE_LOAD that no placement can go below
 LOWER_BOUND = "lower_bound"
 SENSITIVITY = re.compile(r"w(\d+)_t([\d.]+)")
+LINES_CAPTION = (
+    "Mean over seeds with its 95 % interval, methods shifted sideways a little. No forecast can be expected to go "
+    "below a floor; the one of independent tokens is too low for real text."
+)
+TABLE_CAPTION = (
+    "Mean over seeds, the least error at the longest horizon first; the darker, the further above the least of its "
+    "column. Methods that forecast a sample of the series compare with one another alone."
+)
 STATES = ("transient", "stable", "all")
 # in one figure; of more, only those of all steps together are drawn, where there are any
 MOST_BARS = 250
+# in one panel of forecast errors; of more, the errors stand in a table
+MOST_LINES = 12
 
 
 def method_keys(records: Iterable[Record]) -> dict[str, Key]:
@@ -33,7 +43,7 @@ def method_keys(records: Iterable[Record]) -> dict[str, Key]:
 
 
 def forecast_figures(records: Sequence[Record]) -> list[Figure]:
-    """Error against horizon, a figure a setting, a panel for each state and metric, a line a method."""
+    """Error by horizon, a figure a setting, a panel for each state and metric, a line or a table's row a method."""
     rows = [r for r in records if r.metric in ERRORS and r.horizon > 0 and r.layer == "all"]
     if len({row.horizon for row in rows}) < 2:
         return []
@@ -87,22 +97,35 @@ def sensitivity_figure(records: Sequence[Record]) -> Figure | None:
 def _forecast_figure(setting: str, rows: Sequence[Record]) -> Figure:
     keys = method_keys(rows)
     mine = [row for row in rows if row.setting == setting]
-    panels = []
+    present = {row.method for row in mine}
+    crowded, panels = len(present) > MOST_LINES, []
     for state in sorted({row.state for row in mine}, key=_place):
         for metric in (metric for metric in ERRORS if any(row.metric == metric for row in mine)):
             here = [row for row in mine if (row.state, row.metric) == (state, metric)]
             if here:
-                panels.append(Panel(f"{state}, {spoken(metric)}", _forecast_panel(here, keys, spoken(metric))))
-    floors = [Key(label, "ink", dash) for name, (label, dash) in FLOORS.items() if _has_floor(mine, name)]
-    present = {row.method for row in mine}
-    return Figure(
-        f"forecast_{setting}",
-        f"Forecast error against horizon, {setting}",
-        "Mean over seeds with its 95 % interval, methods shifted sideways a little. No forecast can be "
-        "expected to go below a floor; the one of independent tokens is too low for real text.",
-        (*(key for key in keys.values() if key.label in present), *floors),
-        tuple(panels),
-    )
+                svg = _error_table(here) if crowded else _forecast_panel(here, keys, spoken(metric))
+                panels.append(Panel(f"{state}, {spoken(metric)}", svg))
+    name, title = f"forecast_{setting}", f"Forecast error by horizon, {setting}"
+    if crowded:
+        return Figure(name, title, TABLE_CAPTION, (), tuple(panels))
+    floors = [Key(label, "ink", dash) for floor, (label, dash) in FLOORS.items() if _has_floor(mine, floor)]
+    legend = (*(key for key in keys.values() if key.label in present), *floors)
+    return Figure(name, title, LINES_CAPTION, legend, tuple(panels))
+
+
+def _error_table(rows: Sequence[Record]) -> str:
+    """A row a method, the least error at the longest horizon first, a column a horizon."""
+    horizons = sorted({row.horizon for row in rows})
+    of = {
+        method: [over_seeds(r for r in rows if (r.method, r.horizon) == (method, horizon)).mean for horizon in horizons]
+        for method in {row.method for row in rows}
+    }
+    methods = sorted(of, key=lambda method: (of[method][-1], method))
+    values = np.array([of[method] for method in methods])
+    texts = [[f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in row] for row in values]
+    above = np.log(values / np.nanmin(values, axis=0))
+    columns = [f"{horizon:,}" for horizon in horizons]
+    return heat_panel(above, texts, methods, columns, row_label="", column_label="iterations ahead")
 
 
 def _forecast_panel(rows: Sequence[Record], keys: dict[str, Key], label: str) -> str:

@@ -21,6 +21,8 @@ ORDERED_RANGE = {"light": (0.0, 0.78), "dark": (0.36, 1.0)}
 # stand-ins for the page's own text colours
 INK, FAINT = "#010203", "#040506"
 LONG_PATH = 400  # characters
+# corner by corner, two sides level
+RECTANGLE = re.compile(r"M (\S+) (\S+) (\S+) \2 \3 (\S+) \1 \4 (?:\1 \2 )?z")
 
 
 def method_colour(index: int) -> str:
@@ -81,14 +83,35 @@ def shorten(svg: str) -> str:
     """The same drawing in fewer bytes, for a page that holds a hundred of them."""
     svg = re.sub(r' transform="rotate\(-0 [^"]*\)"|<defs>\s*</defs>\n?', "", svg)
     svg = re.sub(r' d="[^"]*"', lambda path: _shorten_path(path[0]), svg)
-    return re.sub(r"<g>\n((?:(?!</?g)[^\n])*\n)</g>\n", r"\1", svg)
+    # the link's older name
+    return _without_bare_groups(svg.replace("xlink:href=", "href="))
+
+
+def _without_bare_groups(svg: str) -> str:
+    """Groups that say nothing of what they hold are taken off."""
+    kept: list[bool] = []
+
+    def keep(tag: re.Match[str]) -> str:
+        if tag[0].startswith("</"):
+            return tag[0] if kept.pop() else ""
+        kept.append(not tag[0].startswith("<g>"))
+        return tag[0] if kept[-1] else ""
+
+    return re.sub(r"<g(?: [^>]*)?>\n?|</g>\n?", keep, svg)
 
 
 def _shorten_path(path: str) -> str:
     # after "M" and "L" further pairs are lines too
     path = re.sub(r"(?<=\d) L ", " ", path)
     # in a line of many points a tenth of a point is fine enough
-    return re.sub(r"(\.\d)\d", r"\1", path) if len(path) > LONG_PATH else path
+    path = re.sub(r"(\.\d)\d", r"\1", path) if len(path) > LONG_PATH else path
+    return RECTANGLE.sub(_by_its_sides, path)
+
+
+def _by_its_sides(rectangle: re.Match[str]) -> str:
+    x, y, right, bottom = (float(number) for number in rectangle.groups())
+    width, height = (f"{end - start:.2f}".rstrip("0").rstrip(".") for start, end in ((x, right), (y, bottom)))
+    return f"M {rectangle[1]} {rectangle[2]} h {width} v {height} H {rectangle[1]} z"
 
 
 def share_styles(page: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.figures import Curve, draw_figures, read_curves
 from benchmarks.record import Cell, Record, write_cells, write_records
-from benchmarks.record_figures import device_load_figure, natural
+from benchmarks.record_figures import MOST_LINES, device_load_figure, forecast_figures, natural
 from benchmarks.report import main, render
 from benchmarks.results import read_results
 from benchmarks.svg import embed, localise_ids, palette, share_styles, shorten
@@ -325,6 +325,21 @@ def test_of_many_bars_those_of_all_steps_are_drawn(num_methods: int, panels: int
     assert "all" in figure.panels[-1].title
 
 
+def test_errors_of_many_methods_stand_in_a_table_the_best_first():
+    def error(rank: int, horizon: int) -> Record:
+        value = 1.0 + rank if horizon == 500 else 40.0 - rank
+        return Record("e", "full", "cpu", "nano16", 0, f"m{rank}", "total_variation", value, "c", horizon=horizon)
+
+    rows = [error(rank, horizon) for rank in range(MOST_LINES + 1) for horizon in (100, 500)]
+    (table,) = forecast_figures(rows)
+    assert table.keys == ()
+    texts = re.findall(r">(m\d+|\d+)</text>", table.panels[0].svg)
+    assert [text for text in texts if text.startswith("m")] == [f"m{rank}" for rank in range(MOST_LINES + 1)]
+    assert {"40", "1", str(MOST_LINES + 1)} <= set(texts)
+    (lines,) = forecast_figures(rows[:4])
+    assert [key.label for key in lines.keys] == ["m0", "m1"]
+
+
 class TestFigures:
     def test_no_data_no_figures(self):
         assert draw_figures([], [], []) == []
@@ -398,10 +413,12 @@ class TestFigures:
     def test_drawings_are_shortened(self):
         points = "".join(f"L {i}.123 2.99 " for i in range(60))
         grouped = '<g>\n<path d="M 0 1.999 L 2 3 \nL 4 5 z"/>\n</g>\n'
-        mark = '<use href="#m" x="1.23456" y="2.34567"/>'
+        grouped += '<path d="M 1.5 9 L 4 9 L 4 7.25 L 1.5 7.25 L 1.5 9 z"/>\n'
+        mark = '<use xlink:href="#m" x="1.23456" y="2.34567"/>'
         body = f'<svg viewBox="0 0 1 1">{grouped}{mark}<path d="M 1.25 1 {points}"/></svg>'
         embedded = shorten(embed(body.replace("/>", ' transform="rotate(-0 1 2)"/>'), "marks"))
         assert '<path d="M 0 1.99 2 3 4 5 z"/>' in embedded
+        assert '<path d="M 1.5 9 h 2.5 v -1.75 H 1.5 z"/>' in embedded
         assert "M 1.2 1 0.1 2.9 1.1 2.9 " in embedded
         assert '<use href="#m" x="1.23" y="2.34"/>' in embedded
         assert "<g>" not in embedded
