@@ -24,6 +24,7 @@ TOY = {
     "train_router": ["steps=4"],
     "route_volume": ["arm.steps=4"],
     "all_to_all": ["arm.steps=4", "exchange.batches=1", "exchange.width=64", "exchange.rounds=1"],
+    "live_rebalance": ["live.blocks=1", "live.steps=2", "policy.window=20"],
     "compare_quality": ["trace.setting=micro8", "arm.steps=4"],
 }
 # entries that train are told the run, the others the trace of one
@@ -60,7 +61,7 @@ def write_megatron_dump(folder: Path) -> Path:
 @pytest.mark.slow
 def test_single_run_commands_work(run_module: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
     told = commands()
-    assert len(told) == 14
+    assert len(told) == 15
     dump = write_megatron_dump(tmp_path / "router_traces")
     for name, *arguments in told:
         entry = name.split(".")[1]
