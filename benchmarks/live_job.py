@@ -3,7 +3,7 @@
 job.json        as `benchmarks.step_job`: each rule is a variant with a model of its own; the last model is the pilot's
 live.json       the rules, and what they plan with
 past.npz        loads before the first step (S, L, E)
-measured.npz    seconds a step (G, B, parts + 1), NAME/moved_bytes (B,), NAME/max_over_mean (B,), NAME/loss (B,) by rule
+measured.npz    seconds a step (G, B, parts + 1) by rule, and NAME/FIELD (B,) for the other fields of `Lived`
 """
 
 import json
@@ -59,13 +59,20 @@ class Lived:
         seconds: a step, of each rank, block and part of `LIVE_PARTS`; a block's re-balancing is dealt to its steps.
         moved_bytes: that devices sent one another before the block.
         max_over_mean: busiest device's (token, expert) pairs over the mean, mean over steps and layers.
+        rows_sent: that dispatch sends to other devices in a step, sum over layers and devices.
+        busiest_rows: the most that one device sends or receives of them, sum over layers.
         loss: mean of the block's steps and the ranks.
     """
 
     seconds: Float[np.ndarray, "G B parts"]
     moved_bytes: Float[np.ndarray, " B"]
     max_over_mean: Float[np.ndarray, " B"]
+    rows_sent: Float[np.ndarray, " B"]
+    busiest_rows: Float[np.ndarray, " B"]
     loss: Float[np.ndarray, " B"]
+
+
+NOTED = tuple(field.name for field in fields(Lived) if field.name != "seconds")
 
 
 def write_live(folder: Path, live: Live) -> None:
@@ -85,7 +92,6 @@ def read_live(folder: Path) -> Live:
 def read_lived(folder: Path, live: Live) -> dict[str, Lived]:
     """What the ranks wrote, by rule."""
     told = read_measured(folder)
-    noted = [field.name for field in fields(Lived) if field.name != "seconds"]
     return {
-        name: Lived(seconds=told[name], **{field: told[f"{name}/{field}"] for field in noted}) for name in live.rules
+        name: Lived(seconds=told[name], **{field: told[f"{name}/{field}"] for field in NOTED}) for name in live.rules
     }

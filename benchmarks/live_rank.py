@@ -21,7 +21,7 @@ from jaxtyping import Int, Integer
 from omegaconf import DictConfig
 from torch import Tensor
 
-from benchmarks.live_job import LIVE_PARTS, SCRATCH, STAY, Live, read_live
+from benchmarks.live_job import LIVE_PARTS, NOTED, SCRATCH, STAY, Live, read_live
 from benchmarks.step_job import StepJob, read_job
 from benchmarks.step_rank import Steps, read_models, train_in_turns
 from benchmarks.train import build_data, build_module, prepare_process
@@ -85,16 +85,14 @@ class LiveSteps(Steps):
         self.prices = {name: Prices(job.topology) for name in job.variants}
         self.told: list[dict[str, Tensor]] = []
         self.num_steps = [0] * len(trained)
-        self.noted: dict[str, list[float]] = {
-            f"{name}/{field}": [] for name in job.variants for field in ("moved_bytes", "max_over_mean", "loss")
-        }
+        self.noted: dict[str, list[float]] = {f"{name}/{field}": [] for name in job.variants for field in NOTED}
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         steps = self.job.steps
         for block in range(self.job.blocks + 1):
             for whole in self.batches[block * steps : (block + 1) * steps]:
                 self.step(len(self.models) - 1, self.mine(whole))
-            self.coming.append(self._flush()[0])
+            self.coming.append(self._flush()["loads"])
         super().training_step(batch, batch_idx)
 
     def mine(self, batch: Batch) -> Int[Tensor, "B _"]:
@@ -112,32 +110,47 @@ class LiveSteps(Steps):
             group["lr"] = model.learning_rate * model.rate_factor(at)
         told = super().step(number, tokens)
         self.num_steps[number] += 1
-        self.told.append({"loads": told["loads"], "loss": told["loss"].detach()})
+        self.told.append({"loss": told["loss"].detach(), **{name: told[name] for name in ("loads", "rows_sent")}})
         return told
 
     def _block(self, name: str, block: int) -> list[float]:
         moving, moved = self._rebalance(name, block) if block and name in self.rules else (0.0, 0)
         seconds = super()._block(name, block)
-        loads_SLE, loss = self._flush()
+        found = self._flush()
+        loads_SLE, rows_LGG = found["loads"], found["rows_sent"]
         placement, steps = self._placement(name), self.job.steps
         exchanging = sum(seconds[LIVE_PARTS.index(part)] for part in (DISPATCH, EXPERTS, COMBINE))
         busiest = fmean(busiest_tokens(loads_LE, placement) for loads_LE in loads_SLE)
         self.prices[name].saw_step(slowest(exchanging, self.device), busiest)
         self.past[name] = np.concatenate([self.past[name], loads_SLE])
         if block:
-            load = float(max_over_mean(device_load(loads_SLE, placement)).mean())
-            for field, value in {"moved_bytes": moved, "max_over_mean": load, "loss": loss}.items():
-                self.noted[f"{name}/{field}"].append(value)
+            noted = {
+                "moved_bytes": moved,
+                "max_over_mean": max_over_mean(device_load(loads_SLE, placement)).mean(),
+                "rows_sent": rows_LGG.sum() / steps,
+                "busiest_rows": np.maximum(rows_LGG.sum(1), rows_LGG.sum(2)).max(-1).sum() / steps,
+                "loss": found["loss"],
+            }
+            for field, value in noted.items():
+                self.noted[f"{name}/{field}"].append(float(value))
         return [*seconds, moving / steps]
 
-    def _flush(self) -> tuple[Integer[np.ndarray, "S L E"], float]:
-        """Loads of the steps since the last call, over all ranks, and their mean loss. All ranks call it."""
-        loads_SLE = torch.stack([one["loads"] for one in self.told])
-        loss = torch.stack([one["loss"] for one in self.told]).mean()
+    def _flush(self) -> dict[str, np.ndarray]:
+        """Of the steps since the last call, over all ranks, which all call it.
+
+        Their "loads" (S, L, E), mean "loss" (), and "rows_sent" (L, G, G) by source and destination, 0 to itself.
+        """
+        mine, me, num_ranks = self.told, self.trainer.global_rank, dist.get_world_size()
+        sent_LG = torch.stack([one["rows_sent"] for one in mine]).sum(0)
+        rows_LGG = sent_LG.new_zeros(len(sent_LG), num_ranks, num_ranks)
+        rows_LGG[:, me] = sent_LG
+        rows_LGG[:, me, me] = 0
+        loss = torch.stack([one["loss"] for one in mine]).mean() / num_ranks
+        found = {"loads": torch.stack([one["loads"] for one in mine]), "loss": loss, "rows_sent": rows_LGG}
         self.told = []
-        dist.all_reduce(loads_SLE)
-        dist.all_reduce(loss)
-        return loads_SLE.cpu().numpy(), float(loss) / dist.get_world_size()
+        for one in found.values():
+            dist.all_reduce(one)
+        return {name: one.cpu().numpy() for name, one in found.items()}
 
     def _rebalance(self, name: str, block: int) -> tuple[float, int]:
         """Let a rule decide on the first rank and move its model's experts; seconds on the slowest rank, and bytes."""

@@ -125,6 +125,8 @@ def add_lived(rows: Rows, lived: Mapping[str, Lived], state: str, steps: int) ->
         rows.add(f"step_seconds/{REBALANCE}", moving, **columns)
         rows.add("moved_bytes_per_step", float(one.moved_bytes.mean()) / steps, **columns)
         rows.add("device_max_over_mean", float(one.max_over_mean.mean()), **columns)
+        rows.add("rows_sent_per_step", float(one.rows_sent.mean()), **columns)
+        rows.add("busiest_rows_per_step", float(one.busiest_rows.mean()), **columns)
         rows.add("loss_difference", float(np.abs(one.loss - lived[CONTIGUOUS].loss).max()), **columns)
         if fixed > known:
             rows.add("saving_kept", (fixed - unpaid) / (fixed - known), **columns)
