@@ -22,7 +22,7 @@ WIDE = 30.0
 MARGIN, MOST_INTERVAL = 0.09, 0.15
 ROW_HEIGHT = 0.235
 # of an axis, for the texts at the ends of bars
-TEXT_ROOM = 0.3
+TEXT_ROOM = 0.42
 # matplotlib's markers, and what stands for each in a legend
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "<": "◀", ">": "▶", "P": "✚"}
 

@@ -15,7 +15,7 @@ PARTS = {
     "experts": (Part("--method-2", "////"), "striped"),
     "combine": (Part("--method-1", "||||"), "upright stripes"),
     "rest": (Part("--method-4", "\\\\\\\\"), "stripes the other way"),
-    "rebalance": (Part("--method-5", "...."), "dotted"),
+    "rebalance": (Part("--method-5", "xxxx"), "crossed"),
 }
 
 
