@@ -34,12 +34,19 @@ class Variant:
         placement: name of a placement of the job.
         dispatcher: per_expert, per_device or per_node.
         computes: whether experts compute on what arrives; a calibration only moves bytes.
+
+    Raises:
+        ValueError: an unknown dispatcher.
     """
 
     routing: str
     placement: str
     dispatcher: str
     computes: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dispatcher not in DISPATCHERS:
+            raise ValueError(f"dispatcher must be one of {', '.join(DISPATCHERS)}, got {self.dispatcher!r}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,9 +31,10 @@ from benchmarks.rows import Rows
 from benchmarks.step_job import StepJob, write_job
 from benchmarks.step_time import add_parts, refuse_crowded, step_seconds
 from benchmarks.trained import run_folder, with_trained
+from models.rebalancing import Rebalancing
 from placement.contiguous import contiguous
 from placement.topology import Topology
-from traces.load import LoadTrace
+from traces.load import LoadTrace, proportions
 from traces.store import read_loads, read_routings
 
 COLOCATED = "colocated"
@@ -46,8 +47,9 @@ def measure(config: DictConfig, folder: Path, tracker: Any) -> Measurement:
     refuse_crowded(ground)
     trace, told = read_loads(run_folder(config) / "trace"), folder / "live"
     live = make_live(config, trace)
+    job = make_job(config, topology, live, trace)
     with ground:
-        write_job(told, make_job(config, topology, live, trace))
+        write_job(told, job)
         write_live(told, live)
         run_job("live_rank", told, ground, 60.0 * config.live.timeout_minutes)
     rows = Rows(config, ground=ground.name)
@@ -83,10 +85,13 @@ def make_live(config: DictConfig, trace: LoadTrace) -> Live:
 
 
 def make_job(config: DictConfig, topology: Topology, live: Live, trace: LoadTrace) -> StepJob:
-    """A model of its own for each rule, and the pilot's."""
+    """A model of its own for each rule, and the pilot's; ValueError as the planner, the policy and StepJob."""
     run, choices = run_folder(config), HydraConfig.get().runtime.choices
     slots = -(-trace.num_experts // topology.num_devices)
     start = contiguous(trace.tokens[0], topology, slots_per_device=slots)
+    # what a planner or the policy refuses is told here, in one line, not by the ranks
+    policy = Rebalancing(instantiate(live.planner), instantiate(live.predictor), **live.policy)
+    policy.plan(proportions(trace.tokens[:1])[0], start, topology)
     named = compose(config.entry, [f"placement={COLOCATED}", f"topology={choices['topology']}"])
     where = dict.fromkeys((*live.rules, PILOT), start)
     where[COLOCATED] = place(named, read_routings(run / "trace"))

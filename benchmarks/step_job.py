@@ -29,6 +29,9 @@ class StepJob:
         steps: of a block.
         seed: of the order within a round.
         outputs: where the text's tokens are cached.
+
+    Raises:
+        ValueError: fewer than one block or step.
     """
 
     topology: Topology
@@ -39,6 +42,10 @@ class StepJob:
     steps: int
     seed: int
     outputs: str
+
+    def __post_init__(self) -> None:
+        if min(self.blocks, self.steps) < 1:
+            raise ValueError(f"need at least one block of one step, got {self.blocks} blocks of {self.steps} steps")
 
 
 def write_job(folder: Path, job: StepJob) -> None:

@@ -188,5 +188,10 @@ def test_as_a_user_runs_it(run_module: Callable, tmp_path: Path) -> None:
     rows = [row for row in read_records(path) if row.metric == "step_over_baseline"]
     names = ["last_value", "hedge", "hedge/if_it_pays", "oracle"]
     assert [row.method for row in rows] == ["contiguous", "colocated", *(f"lpt_swaps/{name}" for name in names)]
+    for mistake, told in {"placement=colocated": "needs routing", "live.blocks=0": "at least one block"}.items():
+        refused = run_module("live_rebalance", *asked, mistake, *where)
+        assert refused.returncode == 1
+        assert told in refused.stderr.strip()
+        assert len(refused.stderr.strip().splitlines()) == 1
     again = run_module("live_rebalance", *asked, *where)
     assert "already measured" in again.stdout

@@ -48,6 +48,17 @@ def test_a_job_is_read_as_it_was_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.placements[name].slots, placement.slots)
 
 
+@pytest.mark.parametrize("changes", [{"blocks": 0}, {"steps": 0}])
+def test_a_job_needs_a_step(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least one block of one step"):
+        job("a/run", "outputs", **changes)
+
+
+def test_an_unknown_dispatcher_is_refused() -> None:
+    with pytest.raises(ValueError, match="dispatcher must be one of per_expert, per_device, per_node, got 'foo'"):
+        Variant("topk", "topk.contiguous", "foo")
+
+
 @pytest.fixture(scope="module")
 def measured(keep_run: Callable, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
     """Two ranks on loopback: the folder of their job, and the weights that both models started from."""
