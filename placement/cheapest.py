@@ -12,8 +12,9 @@ from jaxtyping import Float, Real
 
 from placement.balance import device_load
 from placement.cost import CostModel
+from placement.set_rows import rows_of_sets
 from placement.topology import Placement, Topology
-from placement.volume import Accounting, CommVolume, nearest_replica, per_device
+from placement.volume import Accounting, per_device
 from traces.routing import ExpertSets
 
 
@@ -67,7 +68,7 @@ def layer_seconds(
 ) -> Float[np.ndarray, " L"]:
     """Predicted seconds of each layer if all tokens of the routing are exchanged at once.
 
-    Tokens start evenly on all devices. Seconds are those of dispatch in its stages, of compute on the busiest device
+    Tokens start where the routing tells, or evenly on all devices. Seconds are those of dispatch in its stages, of compute on the busiest device
     and of combine, which is dispatch backwards. With `seconds_per_token` at 0 only communication counts, and which of
     two placements is faster does not depend on `row_bytes`.
 
@@ -86,7 +87,7 @@ def layer_seconds(
             f"row_bytes must be 1 or more and seconds_per_token 0 or more and finite, "
             f"got {row_bytes} and {seconds_per_token}"
         )
-    rows = [even_start_rows(placement, topology, routing, accounting) for accounting in stages]
+    rows = [rows_of_sets(placement, topology, routing, accounting) for accounting in stages]
     scale = row_bytes / topology.num_devices
     of_rows = replace(
         cost,
@@ -96,39 +97,5 @@ def layer_seconds(
     communication_L = of_rows.seconds(*rows, *(stage.reverse for stage in reversed(rows)))
     total_L, busiest_L = load.sum(-1), device_load(load, placement).max(-1)
     share_L = np.divide(busiest_L, total_L, out=np.zeros(len(load)), where=total_L > 0)
-    choices_L = np.array([sets.count @ (sets.experts >= 0).sum(1) for sets in routing])
+    choices_L = np.array([sets.num_choices for sets in routing])
     return communication_L + seconds_per_token * share_L * choices_L
-
-
-def even_start_rows(
-    placement: Placement, topology: Topology, routing: Sequence[ExpertSets], accounting: Accounting
-) -> CommVolume:
-    """Rows that dispatch sends if all tokens of each set start on every device in turn, batch axes (L,).
-
-    That is G times what it sends on average over tokens that start evenly: whole numbers, and no sampling.
-
-    Raises:
-        ValueError: layers or experts of placement and routing differ, or devices of placement and topology.
-    """
-    _check_agree(placement, topology, routing)
-    rows = np.zeros((placement.num_layers, topology.num_devices, topology.num_devices), np.int64)
-    for layer, sets in enumerate(routing):
-        replicas_GE1 = nearest_replica(placement.holds[layer], topology)
-        # rows add over tokens: counts are taken bit by bit, which takes few calls and no token more than once a bit
-        for bit in range(int(sets.count.max(initial=0)).bit_length()):
-            experts_MK = sets.experts[sets.count >> bit & 1 == 1]
-            for source, device_E1 in enumerate(replicas_GE1):
-                source_M = np.full(len(experts_MK), source)
-                rows[layer] += accounting(source_M, device_E1[experts_MK], topology) << bit
-    return CommVolume(rows, topology)
-
-
-def _check_agree(placement: Placement, topology: Topology, routing: Sequence[ExpertSets]) -> None:
-    highest = max((int(sets.experts.max(initial=-1)) for sets in routing), default=-1)
-    if len(routing) != placement.num_layers or highest >= placement.num_experts:
-        raise ValueError(
-            f"the routing has {len(routing)} layers and experts to {highest}, "
-            f"the placement {placement.num_layers} layers and experts to {placement.num_experts - 1}"
-        )
-    if placement.num_devices != topology.num_devices:
-        raise ValueError(f"the placement has {placement.num_devices} devices, the topology {topology.num_devices}")

@@ -6,7 +6,8 @@ nearly everything. So a layer's plan minimises, over plans with each expert on o
     communication_weight x C_T + load_weight x (max/mean - 1) + movement_weight x share of the experts that move
 
 where C_T is the mean number of distinct devices that hold a token's experts (Luo et al., 2025, arXiv 2505.13345) and
-max/mean is that of the devices' loads. The maximum of many devices gives a search no direction, so pair swaps first
+max/mean is that of the devices' loads. Where the routing tells on which device tokens start, that one is not counted:
+experts that one device's text wants can live there. The maximum of many devices gives a search no direction, so pair swaps first
 lower the sum of squares in its place, then the cost itself.
 """
 
@@ -44,7 +45,8 @@ class Point(NamedTuple):
     Attributes:
         weights: for which it was searched.
         placement: the plan.
-        communication: C_T, distinct devices a token; 0 if no routing was given.
+        communication: C_T, distinct devices a token, without the one it starts on where the routing tells that; 0 if no
+            routing was given.
         load: max over mean of the devices' loads.
         movement: share of the experts that move from the current plan; 0 if none was given.
     """
@@ -71,8 +73,8 @@ def joint(
 ) -> Placement:
     """The cheapest plan found for these weights, layer by layer; of several loads (J, L, E), their mean.
 
-    Spare slots let devices hold unequal numbers of experts. Without a current plan movement is free, and devices are
-    numbered so that tokens reach few nodes too.
+    Spare slots let devices hold unequal numbers of experts. Without a current plan movement is free; where sources are
+    not told either, devices are numbered so that tokens reach few nodes too.
 
     Args:
         routing: may be left out where communication_weight is 0.
@@ -81,7 +83,7 @@ def joint(
         seed: of the random starts; a layer's plan does not depend on the other layers.
 
     Raises:
-        ValueError: no routing, or one of other layers or experts; loads or weights negative or not finite, starts below
+        ValueError: no routing, or one of other layers, experts or devices; loads or weights negative or not finite, starts below
             1; more devices than experts, or fewer slots than experts; or current of other layers, experts or devices.
     """
     load_LE = mean_load(load)
@@ -148,16 +150,17 @@ def measure(
     communication, num_experts = 0.0, load.shape[-1]
     if routing is not None:
         layers = zip(check_routing(routing, load), placement.device_of_expert, strict=True)
-        communication = float(np.mean([_distinct(sets, device_E, placement.num_devices) for sets, device_E in layers]))
+        communication = float(np.mean([_visits(sets, device_E, placement.num_devices) for sets, device_E in layers]))
     largest = float(max_over_mean(device_load(load, placement)).mean())
     moved = 0.0 if current is None else float(moved_slots(current, placement).mean()) / num_experts
     return Point(weights or Weights(), placement, communication, largest, moved)
 
 
-def _distinct(sets: ExpertSets, device_E: Int[np.ndarray, " E"], num_devices: int) -> float:
-    """C_T of one layer."""
-    contains_ME = membership(sets, len(device_E))
-    return Grouping(contains_ME, proportion(sets.count), np.zeros(len(device_E)), num_devices, 0.0).fixed_cost(device_E)
+def _visits(sets: ExpertSets, device_E: Int[np.ndarray, " E"], num_devices: int) -> float:
+    """C_T of one layer, without the sources where they are told."""
+    contains_ME, nothing_E = membership(sets, len(device_E)), np.zeros(len(device_E))
+    free_MG = None if sets.source is None else sets.starts(num_devices)
+    return Grouping(contains_ME, proportion(sets.count), nothing_E, num_devices, 0.0, free=free_MG).fixed_cost(device_E)
 
 
 def _beats(one: Point, other: Point) -> bool:
@@ -188,26 +191,33 @@ class _Search:
             slots=slots_per_device,
         )
         price_EG = None if held_GE is None else weights.movement / num_experts * ~held_GE.T
-        self._priced = replace(self._smooth, price=price_EG)
+        free_MG = None if sets.source is None else sets.starts(num_devices)
+        self._priced = replace(self._smooth, price=price_EG, free=free_MG)
         self._exact = replace(self._priced, load_weight=weights.load)
 
     def best_of(self, starts: int, rng: np.random.Generator) -> Int[np.ndarray, " E"]:
         """Device of each expert in the cheapest plan found, of equals the one that starts from the current plan."""
         plans = [self._smooth.descend(start) for start in self._smooth.starts(starts, rng)]
-        if self._held_GE is None:
+        if self._held_GE is None and self._priced.free is None:
             return onto_nodes(self._smooth, self._cheapest(plans), self._topology, starts, rng)
-        named = [self._priced.descend(self._named(plan)) for plan in plans]
+        return self._cheapest([*self._staying(), *(self._priced.descend(self._named(plan)) for plan in plans)])
+
+    def _staying(self) -> list[Int[np.ndarray, " E"]]:
+        """The current plan, if there is one without replicas that fits, and what a search makes of it."""
+        if self._held_GE is None:
+            return []
         first_holder_E = self._held_GE.argmax(0)
         if np.bincount(first_holder_E).max() > (self._smooth.slots or 0):
-            return self._cheapest(named)
+            return []
         # also without the first descent, so that no plan costs more than staying put
-        return self._cheapest([first_holder_E, self._priced.descend(first_holder_E), *named])
+        return [first_holder_E, self._priced.descend(first_holder_E)]
 
     def _cheapest(self, plans: list[Int[np.ndarray, " E"]]) -> Int[np.ndarray, " E"]:
         return min((self._exact.polish(plan) for plan in plans), key=self._exact.cost_of_worst)
 
     def _named(self, device_E: Int[np.ndarray, " E"]) -> Int[np.ndarray, " E"]:
-        """The same plan under the names for which most experts stay."""
+        """The same plan under the names for which it costs least: without sources, those for which most experts stay."""
         held_GE = self._held_GE
-        assert held_GE is not None
+        if held_GE is None or self._priced.free is not None:
+            return self._priced.renamed(device_E)
         return new_names(device_E == np.arange(len(held_GE))[:, None], held_GE, self._topology)[device_E]

@@ -1,10 +1,12 @@
 """Does it pay to move experts? A plan's saving over the loads that are forecast, against what the move costs (ours).
 
-A step waits for the busiest device in every layer. So a plan saves, layer by layer and step by step, the seconds that
-the busiest device's tokens take now less those that they will take, for as long as the forecast is trusted; the move
-costs its bytes, over the link that takes longest. Layers are decided one by one: what one gains pays for no other.
+A step waits in every layer for the device with most tokens and, where the routing is known, for the one that sends or
+gets most rows. So a plan saves, layer by layer and step by step, the seconds that these take now less those that they
+will take, for as long as the forecast is trusted; the move costs its bytes, over the link that takes longest. Layers are
+decided one by one: what one gains pays for no other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +15,10 @@ from jaxtyping import Bool, Float, Int, Real
 from placement.balance import device_load
 from placement.cost import CostModel
 from placement.movement import migration
+from placement.set_rows import busiest_way, rows_of_sets
 from placement.topology import Placement, Topology, widened
+from placement.volume import Accounting, per_device
+from traces.routing import ExpertSets
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class Price:
         seconds_per_token: of one more (token, expert) pair on a layer's busiest device, in a whole step.
         bytes_per_expert: of one expert's weights and all that moves with them.
         cost: of the move's exchange.
+        seconds_per_row: of one more row that dispatch sends or gets on the device where that is most, with the rows
+            that come back for it.
 
     Raises:
         ValueError: a price negative or not finite.
@@ -32,12 +39,14 @@ class Price:
     seconds_per_token: float
     bytes_per_expert: int
     cost: CostModel
+    seconds_per_row: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 <= self.seconds_per_token < np.inf and self.bytes_per_expert >= 0):
+        seconds = self.seconds_per_token, self.seconds_per_row
+        if not (min(seconds) >= 0 and max(seconds) < np.inf and self.bytes_per_expert >= 0):
             raise ValueError(
-                f"prices must be finite and not negative, got {self.seconds_per_token} s a token and "
-                f"{self.bytes_per_expert} bytes an expert"
+                f"prices must be finite and not negative, got {self.seconds_per_token} s a token, "
+                f"{self.seconds_per_row} s a row and {self.bytes_per_expert} bytes an expert"
             )
 
 
@@ -65,12 +74,16 @@ def payoff(
     plan: Placement,
     topology: Topology,
     price: Price,
+    routing: Sequence[ExpertSets] | None = None,
+    accounting: Accounting = per_device,
 ) -> Payoff:
     """Expected saving and cost of going from one placement to another.
 
     Args:
         tokens: forecast (token, expert) pairs of each expert in each of the next H steps.
         trusted: steps, at most H, for which a layer's forecast is believed and its plan kept.
+        routing: of some tokens, as those to come are expected to choose; without it rows are not counted.
+        accounting: of the rows.
 
     Raises:
         ValueError: shapes that do not go together, or more trusted steps than were forecast.
@@ -79,9 +92,13 @@ def payoff(
         raise ValueError(f"trusted steps must be 0 to {len(tokens)}, those forecast, got {trusted.tolist()}")
     busiest = [device_load(tokens, one).max(-1) for one in (current, plan)]
     counts_HL = np.arange(len(tokens))[:, None] < trusted
-    saved_L = np.where(counts_HL, busiest[0] - busiest[1], 0.0).sum(0)
+    saved_L = price.seconds_per_token * np.where(counts_HL, busiest[0] - busiest[1], 0.0).sum(0)
+    if routing is not None:
+        now_L, then_L = (_rows_per_choice(one, topology, routing, accounting) for one in (current, plan))
+        choices_L = np.where(counts_HL, tokens.sum(-1), 0.0).sum(0)
+        saved_L += price.seconds_per_row * (now_L - then_L) * choices_L
     seconds_L = price.cost.seconds(migration(current, plan, topology, price.bytes_per_expert))
-    return Payoff(price.seconds_per_token * saved_L, np.where(_moves(current, plan), seconds_L, 0.0))
+    return Payoff(saved_L, np.where(_moves(current, plan), seconds_L, 0.0))
 
 
 def merge(current: Placement, plan: Placement, chosen: Bool[np.ndarray, " L"]) -> Placement:
@@ -92,6 +109,14 @@ def merge(current: Placement, plan: Placement, chosen: Bool[np.ndarray, " L"]) -
     """
     wide = widened(plan, current.slots_per_device)
     return Placement(np.where(chosen[:, None, None], wide, current.slots))
+
+
+def _rows_per_choice(
+    placement: Placement, topology: Topology, routing: Sequence[ExpertSets], accounting: Accounting
+) -> Float[np.ndarray, " L"]:
+    """Rows on the device where they are most, over all devices' (token, expert) pairs."""
+    rows_L = busiest_way(rows_of_sets(placement, topology, routing, accounting)) / topology.num_devices
+    return rows_L / np.maximum([sets.num_choices for sets in routing], 1)
 
 
 def _moves(current: Placement, plan: Placement) -> Bool[np.ndarray, " L"]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.optimize import linear_sum_assignment
 
 # above what rounding leaves of a sum of weights that add up to 1, and below one token of 10^9: searches end
 SMALLEST_GAIN = 1e-10
@@ -27,6 +28,7 @@ class Grouping:
         load_weight: cost of a mean squared deviation of 1 in the groups' shares.
         price: (E, G) cost of each member in each group; None for none.
         slots: members that a group can hold; None for sizes that differ by one at most.
+        free: (M, G) whether a set touches a group at no cost: the device on which its tokens start; None for nowhere.
     """
 
     contains: Float[np.ndarray, "M E"]
@@ -36,6 +38,7 @@ class Grouping:
     load_weight: float
     price: Float[np.ndarray, "E G"] | None = None
     slots: int | None = None
+    free: Bool[np.ndarray, "M G"] | None = None
 
     def cost(self, group: Int[np.ndarray, " E"]) -> float:
         """Distinct groups of a set plus prices plus `load_weight` times the mean squared deviation of group shares."""
@@ -48,13 +51,24 @@ class Grouping:
         return self.fixed_cost(group) + self.load_weight * float(share_G.max() - 1.0)
 
     def fixed_cost(self, group: Int[np.ndarray, " E"]) -> float:
-        """Distinct groups of a set, by the weight of the sets, plus the members' prices."""
+        """Distinct groups of a set that are not free, by the weight of the sets, plus the members' prices."""
         price = 0.0 if self.price is None else self.price[np.arange(len(group)), group].sum()
-        return float(self.weight @ self.touches(group).sum(1) + price)
+        touches_MG = self.touches(group)
+        paid_MG = touches_MG if self.free is None else touches_MG * ~self.free
+        return float(self.weight @ paid_MG.sum(1) + price)
 
     def touches(self, group: Int[np.ndarray, " E"]) -> Float[np.ndarray, "M G"]:
         """1 where a set has a member in a group, else 0."""
         return (self.contains @ np.eye(self.num_groups)[group] > 0).astype(float)
+
+    def renamed(self, group: Int[np.ndarray, " E"]) -> Int[np.ndarray, " E"]:
+        """The same grouping under the names of groups for which `fixed_cost` is least (an assignment problem)."""
+        cost_GG = np.zeros((self.num_groups, self.num_groups))
+        if self.price is not None:
+            cost_GG += np.eye(self.num_groups)[group].T @ self.price
+        if self.free is not None:
+            cost_GG -= (self.weight[:, None] * self.touches(group)).T @ self.free
+        return linear_sum_assignment(cost_GG)[1][group]
 
     def best_of(self, starts: int, rng: np.random.Generator) -> Int[np.ndarray, " E"]:
         """The cheapest of several searches: one starts from the heaviest members, the others from random ones."""
@@ -114,7 +128,9 @@ class Swaps:
         self._share = np.pad(problem.share, (0, len(short)))
         self._price_EG = None if problem.price is None else np.pad(problem.price, ((0, len(short)), (0, 0)))
         self.group = np.append(group_E, short)
-        self._count_MG = self._contains @ np.eye(num_groups)[self.group]
+        # a free group counts as one that two other members keep touched: none enters or leaves it at a cost
+        kept_MG = 0.0 if problem.free is None else 2.0 * problem.free
+        self._count_MG = self._contains @ np.eye(num_groups)[self.group] + kept_MG
         rows = np.arange(len(self._contains))
         # [a, b]: weight of the sets with a and b in which a is alone in its group
         self._alone_EE = self._weigh(rows, self._alone(rows, np.arange(len(self.group)))).T

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer
 
 from traces.load import TraceSource
 
@@ -15,10 +15,30 @@ class ExpertSets:
     Attributes:
         experts: (M, K) sorted expert numbers; -1 where a token had fewer than K experts.
         count: (M,) tokens that chose the set.
+        source: (M,) device on which these tokens start, so that a set occurs once for each; None where nothing is told
+            of that, and tokens are taken to start evenly on all devices.
     """
 
     experts: Integer[np.ndarray, "M K"]
     count: Int[np.ndarray, " M"]
+    source: Integer[np.ndarray, " M"] | None = None
+
+    @property
+    def num_choices(self) -> int:
+        """(token, expert) pairs."""
+        return int(self.count @ (self.experts >= 0).sum(1))
+
+    def starts(self, num_devices: int) -> Bool[np.ndarray, "M G"]:
+        """Whether a set's tokens start on a device: on every one of them where no source is told.
+
+        Raises:
+            ValueError: a source is not among the devices.
+        """
+        if self.source is None:
+            return np.ones((len(self.count), num_devices), bool)
+        if self.source.max(initial=0) >= num_devices:
+            raise ValueError(f"the routing has tokens of device {self.source.max()}, there are {num_devices} devices")
+        return self.source[:, None] == np.arange(num_devices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +110,30 @@ class RoutingTrace:
 
     def sets(self) -> list[ExpertSets]:
         """The distinct sorted top-K sets of each layer with their token counts, over all sampled steps."""
-        per_layer = np.sort(self.expert_indices, axis=-1).transpose(1, 0, 2, 3)
-        found = []
-        for chosen_STK in per_layer:
-            experts, count = np.unique(chosen_STK.reshape(-1, chosen_STK.shape[-1]), axis=0, return_counts=True)
-            found.append(ExpertSets(experts, count))
-        return found
+        return count_sets(self.expert_indices)
+
+    def sets_by_source(self) -> list[ExpertSets]:
+        """As `sets`, told apart by the devices on which tokens start: for runs on the devices that are planned for."""
+        return count_sets(self.expert_indices, self.source_device)
+
+
+def count_sets(
+    expert_indices: Integer[np.ndarray, "S L T K"], source: Integer[np.ndarray, " T"] | None = None
+) -> list[ExpertSets]:
+    """The distinct sorted top-K sets of each layer with their token counts, told apart by their tokens' sources if given.
+
+    Args:
+        expert_indices: expert of each choice, -1 for none.
+        source: device on which a token starts.
+    """
+    found = []
+    for chosen_STK in np.sort(expert_indices, axis=-1).transpose(1, 0, 2, 3):
+        if source is not None:
+            source_ST = np.broadcast_to(source, chosen_STK.shape[:2])
+            chosen_STK = np.concatenate([source_ST[..., None].astype(chosen_STK.dtype), chosen_STK], axis=-1)
+        rows, count = np.unique(chosen_STK.reshape(-1, chosen_STK.shape[-1]), axis=0, return_counts=True)
+        found.append(ExpertSets(rows, count) if source is None else ExpertSets(rows[:, 1:], count, rows[:, 0]))
+    return found
 
 
 def one_hot(chosen: Integer[np.ndarray, "*B K"], num_experts: int) -> Float[np.ndarray, "*B E"]:

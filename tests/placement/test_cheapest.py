@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from placement.balance import device_load
-from placement.cheapest import cheapest, even_start_rows, layer_seconds
+from placement.cheapest import cheapest, layer_seconds
 from placement.colocate import colocate
 from placement.contiguous import contiguous
 from placement.cost import CostModel
 from placement.lpt import lpt
+from placement.set_rows import busiest_way, rows_of_sets
 from placement.topology import Placement, Topology
 from placement.volume import ACCOUNTINGS, PER_NODE_STAGES, dispatch_volume, per_device
 from traces.routing import ExpertSets
@@ -45,9 +46,28 @@ def test_expected_rows_are_those_of_every_token_started_on_every_device(
         slots = np.concatenate([slots, np.roll(slots, 1, axis=1)], axis=2)
     everywhere = make_trace(np.repeat(chosen, 4, axis=2), 8, np.tile(np.arange(4), 60))
     for accounting in (*ACCOUNTINGS, *PER_NODE_STAGES):
-        rows = even_start_rows(Placement(slots), topology, make_trace(chosen, 8).sets(), accounting)
+        rows = rows_of_sets(Placement(slots), topology, make_trace(chosen, 8).sets(), accounting)
         expected = dispatch_volume(everywhere, Placement(slots), topology, 1, accounting)
         np.testing.assert_array_equal(rows.bytes, expected.bytes[0])
+
+
+@SETTINGS
+@given(st.integers(0, 10**6), st.sampled_from([(1, 4), (2, 2)]))
+def test_rows_of_tokens_whose_sources_are_told_are_those_that_the_trace_sends(make_trace, make_choices, seed, shape):
+    rng, topology = np.random.default_rng(seed), cluster(*shape)
+    source = rng.integers(4, size=60)
+    trace = make_trace(random_choices(make_choices, seed), 8, source)
+    placement = Placement(rng.permutation(8).reshape(1, 4, 2).repeat(2, 0))
+    for accounting in (*ACCOUNTINGS, *PER_NODE_STAGES):
+        rows = rows_of_sets(placement, topology, trace.sets_by_source(), accounting)
+        expected = dispatch_volume(trace, placement, topology, 1, accounting)
+        np.testing.assert_array_equal(rows.bytes, 4 * expected.bytes[0])
+    most = np.maximum(rows.bytes.sum(-1) - rows.bytes.diagonal(0, 1, 2), 0).max(-1)
+    assert (busiest_way(rows) >= most).all()
+    with pytest.raises(ValueError, match="tokens of device 3, there are 2 devices"):
+        rows_of_sets(
+            Placement(np.arange(8).reshape(1, 2, 4).repeat(2, 0)), cluster(1, 2), trace.sets_by_source(), per_device
+        )
 
 
 def test_a_worked_example():
@@ -101,7 +121,7 @@ def test_a_hot_node_is_not_worth_its_fewer_rows():
     sets, load = [ExpertSets(pairs, np.full(6, 10))], np.array([[30.0] * 4 + [0.0] * 4])
     topology, together = cluster(2, 1), Placement(np.arange(8).reshape(1, 2, 4))
     apart = Placement(np.array([[[0, 1, 4, 5], [2, 3, 6, 7]]]))
-    rows = [even_start_rows(each, topology, sets, per_device) for each in (together, apart)]
+    rows = [rows_of_sets(each, topology, sets, per_device) for each in (together, apart)]
     assert rows[0].inter_node < rows[1].inter_node
 
     def proposes(placement: Placement):
@@ -122,7 +142,7 @@ def test_what_cannot_be_compared_is_refused(make_trace, make_choices):
         cheapest(load, topology, slots_per_device=2, routing=sets[:1], planners=[lpt])
     placement = lpt(load, topology, slots_per_device=2)
     with pytest.raises(ValueError, match="placement has 4 devices, the topology 8"):
-        even_start_rows(placement, cluster(2, 4), sets, per_device)
+        rows_of_sets(placement, cluster(2, 4), sets, per_device)
     for row_bytes, seconds_per_token in ((0, 0.0), (1, -1.0), (1, float("nan"))):
         with pytest.raises(ValueError, match="row_bytes must be 1 or more"):
             layer_seconds(placement, topology, load, sets, MODEL, (per_device,), row_bytes, seconds_per_token)

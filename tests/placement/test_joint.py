@@ -14,8 +14,8 @@ from placement.lpt import lpt
 from placement.movement import moved_slots
 from placement.swaps import Grouping, Swaps
 from placement.topology import Placement, Topology
-from placement.volume import distinct_devices, per_node, remote_copies
-from traces.routing import RoutingTrace
+from placement.volume import distinct_devices, per_device, per_node, remote_copies
+from traces.routing import ExpertSets, RoutingTrace, count_sets
 
 
 def cluster(num_devices: int, nodes: int = 1) -> Topology:
@@ -47,15 +47,16 @@ def drifted(trace: RoutingTrace, seed: int = 0, size: float = 0.4) -> np.ndarray
 
 
 @settings(max_examples=20)
-@given(st.integers(0, 10**6), st.integers(1, 4), st.booleans(), st.sampled_from([None, 4, 6]))
-def test_the_change_of_every_swap_is_exact_with_prices_and_spare_slots(seed, num_groups, priced, slots):
+@given(st.integers(0, 10**6), st.integers(1, 4), st.booleans(), st.booleans(), st.sampled_from([None, 4, 6]))
+def test_the_change_of_every_swap_is_exact_with_prices_spare_slots_and_sources(seed, num_groups, priced, told, slots):
     rng = np.random.default_rng(seed)
     num_members = 8
     slots = None if slots is None or slots * num_groups < num_members else slots
     contains = (rng.random((30, num_members)) < 0.3).astype(float)
     share = rng.dirichlet(np.ones(num_members)) * num_groups
     price = rng.random((num_members, num_groups)) if priced else None
-    problem = Grouping(contains, rng.dirichlet(np.ones(30)), share, num_groups, 2.0, price, slots)
+    free = rng.integers(num_groups, size=30)[:, None] == np.arange(num_groups) if told else None
+    problem = Grouping(contains, rng.dirichlet(np.ones(30)), share, num_groups, 2.0, price, slots, free)
     state = Swaps(problem, rng.permutation(np.arange(num_members) % num_groups))
     for _ in range(2):
         pairs = ((state.change(), problem.cost), (state.change_of_worst(), problem.cost_of_worst))
@@ -130,6 +131,41 @@ def test_movement_has_its_price(clustered):
     assert moved[0] > moved[1] > moved[2] == 0
     # and nothing moves for nothing: names are kept
     assert moved_slots(current, plan(trace, topology, 4, current=current)).sum() == 0
+
+
+@pytest.mark.parametrize("given_current", [False, True])
+def test_experts_live_where_the_tokens_that_want_them_start(make_trace, given_current):
+    # tokens of device g want experts of one kind; what they choose together says nothing about devices' names
+    rng = np.random.default_rng(0)
+    source = np.repeat([2, 0, 3, 1], 50)
+    chosen = (4 * np.repeat(np.arange(4), 50)[:, None] + np.argsort(rng.random((200, 4)))[:, :2]).astype(np.int16)
+    trace, topology = make_trace(chosen[None, None], 16, source), cluster(4)
+    current = Placement(rng.permutation(16).reshape(1, 4, 4)) if given_current else None
+    found = joint(
+        trace.loads()[0], topology, slots_per_device=4, routing=trace.sets_by_source(), current=current, load_weight=0.0
+    )
+    assert remote_copies(trace, found, topology, per_device).item() == 0
+    assert measure(found, trace.loads()[0], trace.sets_by_source()).communication == 0.0
+    assert measure(found, trace.loads()[0], trace.sets()).communication == 1.0
+
+
+def test_sources_are_worth_moving_for_at_their_price(clustered):
+    trace = clustered(3, 16, strength=1.5)
+    told = make_told(trace, 4)
+    current, load, topology = plan(trace, cluster(4), 4), trace.loads()[0], cluster(4)
+    options: dict[str, Any] = {"slots_per_device": 4, "current": current, "load_weight": 1.0}
+    visits = [
+        measure(joint(load, topology, routing=sets, movement_weight=weight, **options), load, told).communication
+        for sets, weight in ((told, 0.0), (told, 1000.0), (trace.sets(), 0.0))
+    ]
+    assert visits[0] <= visits[1]
+    assert visits[0] < visits[2]
+
+
+def make_told(trace: RoutingTrace, num_devices: int) -> list[ExpertSets]:
+    """The same tokens, each on the device that its first choice's number says."""
+    source = trace.expert_indices[0, 0, :, 0] % num_devices
+    return count_sets(trace.expert_indices, source)
 
 
 def test_a_current_plan_with_replicas_offers_all_its_places(clustered):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from placement.cost import CostModel
 from placement.payoff import Payoff, Price, merge, payoff
 from placement.topology import Placement, Topology
+from traces.routing import ExpertSets
 
 TOPOLOGY = Topology(1, 2, 1.0, 1.0, 0.0, 0.0)
 # layer 0: experts 0 and 1 together, or one on each device; layer 1 the same either way
@@ -40,6 +41,27 @@ def test_cost_is_that_of_the_bytes_and_nothing_where_nothing_moves():
 def test_a_layer_pays_by_the_margin_and_never_for_nothing(trusted, margin):
     found = expect([trusted, trusted], steps=5)
     assert found.pays(margin).tolist() == [trusted > 0 and 10.0 * trusted > 5.0 * margin, False]
+
+
+def test_rows_have_their_price_where_the_routing_is_known():
+    # 4 tokens of each device choose experts 0 and 2: two rows a token on the way to or from one device, or none
+    sets = ExpertSets(np.array([[0, 2], [0, 2]]), np.array([4, 4]), np.array([0, 1]))
+    told = Price(0.0, 10, CostModel(0.0, 0.0, 0.5), seconds_per_row=3.0)
+    plan = Placement(np.tile([[0, 2], [1, 3]], (2, 1, 1)))
+    found = payoff(np.tile(TOKENS, (2, 1, 1)), np.array([2, 1]), CURRENT, plan, TOPOLOGY, told, [sets, sets])
+    # now each device sends 4 rows for 16 choices and gets as many; then the second one sends 4, the first none: no less
+    np.testing.assert_allclose(found.saving, [0.0, 0.0])
+    here = ExpertSets(np.array([[0, 2]]), np.array([4]), np.array([0]))
+    found = payoff(np.tile(TOKENS, (2, 1, 1)), np.array([2, 1]), CURRENT, plan, TOPOLOGY, told, [here, here])
+    # 4 rows for 8 choices, 16 choices a step, and none then
+    np.testing.assert_allclose(found.saving, [3.0 * 0.5 * 16 * 2, 3.0 * 0.5 * 16])
+    assert expect([3, 3]).saving[1] == 0.0
+
+
+@pytest.mark.parametrize("wrong", [{"seconds_per_token": -1.0}, {"seconds_per_row": np.inf}, {"bytes_per_expert": -1}])
+def test_prices_must_make_sense(wrong):
+    with pytest.raises(ValueError, match="prices must be finite and not negative"):
+        Price(**({"seconds_per_token": 1.0, "bytes_per_expert": 1, "cost": PRICE.cost} | wrong))
 
 
 def test_merging_takes_chosen_layers_only_and_keeps_the_slots():

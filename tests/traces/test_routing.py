@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from traces.load import TraceSource
-from traces.routing import RoutingTrace
+from traces.routing import RoutingTrace, count_sets
 
 SOURCE = TraceSource("nano", "topk", 0, 8, 2, "abc", "0.1.0")
 NUM_EXPERTS = 5
@@ -59,6 +59,24 @@ def test_sets_equal_the_obvious_count_and_know_every_pair(routing):
             for experts, count in zip(found.experts, found.count, strict=True)
         )
         assert pairs == routing.collaboration()[layer].sum()
+        assert found.num_choices == (tokens >= 0).sum()
+        assert found.starts(2).all()
+
+
+@settings(max_examples=20)
+@given(routings(), st.integers(0, 10**6))
+def test_sets_by_source_are_those_of_each_device_alone(routing, seed):
+    source = np.random.default_rng(seed).integers(3, size=routing.expert_indices.shape[2])
+    told = count_sets(routing.expert_indices, source)
+    for device in range(3):
+        alone = count_sets(routing.expert_indices[:, :, source == device])
+        for sets, expected in zip(told, alone, strict=True):
+            here = sets.starts(3)[:, device]
+            np.testing.assert_array_equal(sets.experts[here], expected.experts)
+            np.testing.assert_array_equal(sets.count[here], expected.count)
+    if source.max(initial=0) > 1:
+        with pytest.raises(ValueError, match="the routing has tokens of device 2, there are 2 devices"):
+            told[0].starts(2)
 
 
 @pytest.mark.usefixtures("as_users_call")
