@@ -5,7 +5,7 @@ layer in the transient state is believed until the next decision only, a stable 
 fluctuates moves only where that pays at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from placement.volume import CommVolume
 from predictors.base import Predictor
 from predictors.states import detect_states
 from traces.load import proportions
+from traces.routing import ExpertSets
 
 # timed steps and moves that count, so that one slow moment decides nothing
 REMEMBERED = 5
@@ -29,21 +30,34 @@ REMEMBERED = 5
 
 @dataclass
 class Prices:
-    """What tokens and bytes cost here, as timed; a byte costs what the data sheet says, times what moves took of it.
+    """What tokens, rows and bytes cost here, as timed.
+
+    A token's price is the experts' seconds over the tokens of the busiest device, a row's that of dispatch and combine
+    over the rows of the busiest way: averages, so what does not depend on their number is charged to them too. A byte
+    that moves costs what the data sheet says, times what earlier moves took of it.
 
     Attributes:
         topology: whose data sheet.
-        seconds_per_token: of the last timed steps.
+        seconds_per_token, seconds_per_row: of the last timed steps.
         slowness: of the last moves: seconds over the data sheet's.
     """
 
     topology: Topology
     seconds_per_token: list[float] = field(default_factory=list)
+    seconds_per_row: list[float] = field(default_factory=list)
     slowness: list[float] = field(default_factory=list)
 
-    def saw_step(self, seconds: float, busiest: float) -> None:
-        """A step's seconds from dispatch to combine, on the slowest rank, and the `busiest_tokens` of its layers."""
-        self.seconds_per_token = [*self.seconds_per_token, seconds / max(busiest, 1.0)][-REMEMBERED:]
+    def saw_step(self, experts: float, tokens: float, exchange: float, rows: float) -> None:
+        """A step, summed over layers.
+
+        Args:
+            experts: seconds on the slowest rank.
+            tokens: `busiest_tokens`.
+            exchange: seconds of dispatch and combine on the rank that waits least for others.
+            rows: that dispatch sends on the busiest way (`placement.set_rows.busiest_way`).
+        """
+        self.seconds_per_token = [*self.seconds_per_token, experts / max(tokens, 1.0)][-REMEMBERED:]
+        self.seconds_per_row = [*self.seconds_per_row, exchange / max(rows, 1.0)][-REMEMBERED:]
 
     def saw_move(self, seconds: float, volume: CommVolume) -> None:
         """A move's seconds on the slowest rank, and what it moved, batch axis (L,)."""
@@ -55,7 +69,7 @@ class Prices:
         if not self.seconds_per_token:
             raise ValueError("no step was timed yet, so nothing is known of what a token costs")
         cost = CostModel.from_topology(self.topology).times(median(self.slowness or [1.0]))
-        return Price(median(self.seconds_per_token), bytes_per_expert, cost)
+        return Price(median(self.seconds_per_token), bytes_per_expert, cost, median(self.seconds_per_row))
 
 
 class Proposal(NamedTuple):
@@ -102,9 +116,18 @@ class Rebalancing:
             )
 
     def propose(
-        self, past: Integer[np.ndarray, "S L E"], current: Placement, topology: Topology, price: Price, every: int
+        self,
+        past: Integer[np.ndarray, "S L E"],
+        current: Placement,
+        topology: Topology,
+        price: Price,
+        every: int,
+        routing: Sequence[ExpertSets] | None = None,
     ) -> Proposal:
         """What to do after the steps of `past`, with `every` more until the next decision.
+
+        Args:
+            routing: of the last step or some of its tokens, as those to come are expected to choose.
 
         Raises:
             ValueError: the predictor leaves experts out, or the planner refuses.
@@ -115,8 +138,8 @@ class Rebalancing:
         tokens_HLE = proportion_HLE * past[-1].sum(-1, keepdims=True)
         stable_L = self.stable(past)
         trusted_L = np.where(stable_L, self.horizon, min(every, self.horizon))
-        plan = self.plan(_mean_of_first(tokens_HLE, trusted_L), current, topology)
-        found = payoff(tokens_HLE, trusted_L, current, plan, topology, price)
+        plan = self.plan(_mean_of_first(tokens_HLE, trusted_L), current, topology, routing)
+        found = payoff(tokens_HLE, trusted_L, current, plan, topology, price, routing)
         chosen_L = found.pays(self.margin)
         expected = float(found.saving[chosen_L].sum()), float(found.cost[chosen_L].sum())
         return Proposal(merge(current, plan, chosen_L), stable_L, *expected)
@@ -127,10 +150,22 @@ class Rebalancing:
             return np.zeros(past.shape[1], bool)
         return detect_states(proportions(past), window=self.window, enter=self.enter).stable[-1]
 
-    def plan(self, load_LE: Float[np.ndarray, "L E"], current: Placement, topology: Topology) -> Placement:
-        """The planner's placement for a load, in the current one's slots, with as few moves as device names allow."""
-        found = self.planner(load_LE, topology, slots_per_device=current.slots_per_device, current=current)
-        return relabel(Placement(widened(found, current.slots_per_device)), current, topology)
+    def plan(
+        self,
+        load_LE: Float[np.ndarray, "L E"],
+        current: Placement,
+        topology: Topology,
+        routing: Sequence[ExpertSets] | None = None,
+    ) -> Placement:
+        """The planner's placement for a load, in the current one's slots.
+
+        Devices are named so that the fewest experts move; given a routing, as the planner names them: it may know on
+        which device tokens start.
+        """
+        slots = current.slots_per_device
+        found = self.planner(load_LE, topology, slots_per_device=slots, routing=routing, current=current)
+        plan = Placement(widened(found, slots))
+        return plan if routing is not None else relabel(plan, current, topology)
 
 
 def busiest_tokens(tokens: Integer[np.ndarray, "L E"], placement: Placement) -> float:

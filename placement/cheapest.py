@@ -68,9 +68,9 @@ def layer_seconds(
 ) -> Float[np.ndarray, " L"]:
     """Predicted seconds of each layer if all tokens of the routing are exchanged at once.
 
-    Tokens start where the routing tells, or evenly on all devices. Seconds are those of dispatch in its stages, of compute on the busiest device
-    and of combine, which is dispatch backwards. With `seconds_per_token` at 0 only communication counts, and which of
-    two placements is faster does not depend on `row_bytes`.
+    Tokens start where the routing tells, or evenly on all devices. Seconds are those of dispatch in its stages, of
+    compute on the busiest device and of combine, which is dispatch backwards. With `seconds_per_token` at 0 only
+    communication counts, and which of two placements is faster does not depend on `row_bytes`.
 
     Args:
         load: tokens of each expert or proportional to them; scaled to the routing's choices.

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int, Real
 
 from placement.balance import mean_load
+from placement.movement import relabel
 from placement.swaps import Grouping
 from placement.topology import Placement, Topology, check_fits
 from traces.routing import ExpertSets
@@ -32,6 +33,7 @@ def colocate(
     Minimises C_T + load_weight x mean over devices of (load / mean load - 1)^2; of several loads (J, L, E), their mean.
 
     Args:
+        current: devices are named so that the fewest experts leave it.
         starts: searches from different starts, of which the best is kept.
         seed: of the random starts; a layer's plan does not depend on the other layers.
 
@@ -47,7 +49,8 @@ def colocate(
     device_LE = [
         _group(sets, load_E, topology, load_weight, starts, np.random.default_rng(seed)) for sets, load_E in layers
     ]
-    return as_placement(np.stack(device_LE), topology.num_devices, slots_per_device)
+    plan = as_placement(np.stack(device_LE), topology.num_devices, slots_per_device)
+    return plan if current is None else relabel(plan, current, topology)
 
 
 def as_placement(device: Int[np.ndarray, "L E"], num_devices: int, slots_per_device: int) -> Placement:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int, Real
 
 from placement.balance import mean_load
+from placement.movement import relabel
 from placement.packing import spread_doubles
 from placement.topology import Placement, Topology, check_slots
 from traces.routing import ExpertSets
@@ -32,9 +33,10 @@ def eplb(
 
     EPLB may put an expert twice on a device, where the second copy takes no load off it. Such copies are moved by
     `placement.packing.spread_doubles`, which changes little else; `rebalance_experts` has the plan as EPLB makes it.
-    EPLB does not look at the current plan: `placement.movement.relabel` spares what moves in vain.
+    EPLB does not look at the current plan; given here, it only names the devices.
 
     Args:
+        current: devices are named so that the fewest experts leave it.
         num_groups: groups of experts that routing is limited to; 1 (or any number that nodes do not divide) for the
             global policy.
 
@@ -47,7 +49,8 @@ def eplb(
         load_LE, num_devices * slots_per_device, num_groups, topology.nodes, num_devices
     )
     layers = zip(expert_LP.reshape(len(load_LE), num_devices, slots_per_device), load_LE, strict=True)
-    return Placement(np.stack([spread_doubles(slots_GC, load_E, topology) for slots_GC, load_E in layers]))
+    plan = Placement(np.stack([spread_doubles(slots_GC, load_E, topology) for slots_GC, load_E in layers]))
+    return plan if current is None else relabel(plan, current, topology)
 
 
 def rebalance_experts(

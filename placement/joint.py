@@ -7,8 +7,8 @@ nearly everything. So a layer's plan minimises, over plans with each expert on o
 
 where C_T is the mean number of distinct devices that hold a token's experts (Luo et al., 2025, arXiv 2505.13345) and
 max/mean is that of the devices' loads. Where the routing tells on which device tokens start, that one is not counted:
-experts that one device's text wants can live there. The maximum of many devices gives a search no direction, so pair swaps first
-lower the sum of squares in its place, then the cost itself.
+experts that one device's text wants can live there. The maximum of many devices gives a search no direction, so pair
+swaps first lower the sum of squares in its place, then the cost itself.
 """
 
 from collections.abc import Sequence
@@ -83,8 +83,9 @@ def joint(
         seed: of the random starts; a layer's plan does not depend on the other layers.
 
     Raises:
-        ValueError: no routing, or one of other layers, experts or devices; loads or weights negative or not finite, starts below
-            1; more devices than experts, or fewer slots than experts; or current of other layers, experts or devices.
+        ValueError: no routing, or one of other layers, experts or devices; loads or weights negative or not finite,
+            starts below 1; more devices than experts, or fewer slots than experts; or current of other layers, experts
+            or devices.
     """
     load_LE = mean_load(load)
     weights = Weights(communication_weight, load_weight, movement_weight)
@@ -216,7 +217,7 @@ class _Search:
         return min((self._exact.polish(plan) for plan in plans), key=self._exact.cost_of_worst)
 
     def _named(self, device_E: Int[np.ndarray, " E"]) -> Int[np.ndarray, " E"]:
-        """The same plan under the names for which it costs least: without sources, those for which most experts stay."""
+        """The same plan under the names for which it costs least; without sources most experts stay."""
         held_GE = self._held_GE
         if held_GE is None or self._priced.free is not None:
             return self._priced.renamed(device_E)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int, Real
 
 from placement.balance import mean_load
+from placement.movement import relabel
 from placement.topology import Placement, Topology, check_fits
 from traces.routing import ExpertSets
 
@@ -27,12 +28,16 @@ def lpt(
 
     Ties go to the lower expert and device number, so that equal loads give equal plans on every machine.
 
+    Args:
+        current: devices are named so that the fewest experts leave it.
+
     Raises:
         ValueError: a load negative or not finite, more devices than experts, or fewer slots than experts.
     """
     load_LE = mean_load(load)
     check_fits(load_LE.shape[-1], topology.num_devices, slots_per_device)
-    return Placement(np.stack([place(row, topology.num_devices, slots_per_device) for row in load_LE]))
+    plan = Placement(np.stack([place(row, topology.num_devices, slots_per_device) for row in load_LE]))
+    return plan if current is None else relabel(plan, current, topology)
 
 
 def place(load_E: Real[np.ndarray, " E"], num_devices: int, slots_per_device: int) -> Int[np.ndarray, "G C"]:

@@ -2,8 +2,8 @@
 
 A step waits in every layer for the device with most tokens and, where the routing is known, for the one that sends or
 gets most rows. So a plan saves, layer by layer and step by step, the seconds that these take now less those that they
-will take, for as long as the forecast is trusted; the move costs its bytes, over the link that takes longest. Layers are
-decided one by one: what one gains pays for no other.
+will take, for as long as the forecast is trusted; the move costs its bytes, over the link that takes longest. Layers
+are decided one by one: what one gains pays for no other.
 """
 
 from collections.abc import Sequence

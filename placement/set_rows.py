@@ -39,7 +39,7 @@ def rows_of_sets(
 
 
 def busiest_way(volume: CommVolume) -> Int[np.ndarray, "*B"]:
-    """The most that one device sends to others or gets from them: what an exchange over links of equal rate waits for."""
+    """The most that one device sends to others or gets from them: an exchange over equal links waits for it."""
     return np.maximum(volume.busiest_device_egress, volume.busiest_device_ingress)
 
 

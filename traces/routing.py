@@ -120,7 +120,7 @@ class RoutingTrace:
 def count_sets(
     expert_indices: Integer[np.ndarray, "S L T K"], source: Integer[np.ndarray, " T"] | None = None
 ) -> list[ExpertSets]:
-    """The distinct sorted top-K sets of each layer with their token counts, told apart by their tokens' sources if given.
+    """The distinct sorted top-K sets of each layer with their token counts, told apart by sources if these are given.
 
     Args:
         expert_indices: expert of each choice, -1 for none.

@@ -9,14 +9,18 @@ import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
+from jaxtyping import Int
 from torch import Tensor
 
-from models.callbacks.ranks import slowest
+from models.callbacks.ranks import fastest, routing_on_first_rank, rows_between, slowest, synchronized
 from models.callbacks.step_timer import COMBINE, DISPATCH, EXPERTS, StepTimer, clock_of
 from models.expert_parallel import ExpertParallelStrategy
 from models.rebalancing import Prices, Proposal, Rebalancing, busiest_tokens
 from placement.movement import moved_slots
+from placement.set_rows import busiest_way
 from placement.topology import Placement
+from placement.volume import CommVolume
+from traces.routing import ExpertSets
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,14 @@ class Decision:
 class Rebalancer(L.Callback):
     """Asks a policy every `every` steps whether experts should move, and moves them.
 
-    Rank 0 decides. What a token costs is timed in the step before each decision; what a byte costs is the data sheet's,
-    times what earlier moves took of it.
+    Rank 0 decides. What a token and a row cost is timed in the step before each decision; what a byte costs is the data
+    sheet's, times what earlier moves took of it.
 
     Args:
         policy: what to move, and when that pays.
         every: steps between decisions.
         history: steps of load that are kept.
+        sample: tokens of each rank, of that step's last micro-batch, whose routing the policy is told.
 
     Attributes:
         decisions: all of this process, on rank 0.
@@ -60,12 +65,12 @@ class Rebalancer(L.Callback):
         ValueError: numbers below 1; without an ExpertParallelStrategy, when training starts.
     """
 
-    def __init__(self, policy: Rebalancing, every: int = 100, history: int = 1000) -> None:
-        if min(every, history) < 1:
-            raise ValueError(f"need every and history >= 1, got {every} and {history}")
-        self.policy, self.every, self.history = policy, every, history
+    def __init__(self, policy: Rebalancing, every: int = 100, history: int = 1000, sample: int = 4096) -> None:
+        if min(every, history, sample) < 1:
+            raise ValueError(f"need every, history and sample >= 1, got {every}, {history} and {sample}")
+        self.policy, self.every, self.history, self.sample = policy, every, history, sample
         self.decisions: list[Decision] = []
-        self._counting: Tensor | None = None
+        self._counting: dict[str, Tensor] = {}
         self._loads: list[Tensor] = []
         self._past: np.ndarray | None = None
         self._restored: Tensor | None = None
@@ -93,18 +98,21 @@ class Rebalancer(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step, micro_batch = divmod(batch_idx, trainer.accumulate_grad_batches)
-        counted = outputs["loads"] + self._counting if micro_batch else outputs["loads"]
+        counted = {name: outputs[name] for name in ("loads", "rows_sent")}
+        if micro_batch:
+            counted = {name: one + self._counting[name] for name, one in counted.items()}
         if micro_batch + 1 < trainer.accumulate_grad_batches:
             self._counting = counted
             return
-        self._loads.append(counted)
+        self._loads.append(counted["loads"])
         if (step + 1) % self.every:
             return
         self._timing.close()
         self._flush()
         strategy = _strategy(trainer)
-        self._price_tokens(strategy)
-        decision = self._rebalance(strategy, step + 1)
+        self._price_step(strategy, counted["rows_sent"])
+        routing = routing_on_first_rank(torch.stack([one[: self.sample] for one in outputs["expert_indices"]]))
+        decision = self._rebalance(strategy, step + 1, routing)
         if trainer.is_global_zero:
             self.decisions.append(decision)
             told = {f"rebalance/{name}": float(value) for name, value in asdict(decision).items() if name != "step"}
@@ -119,35 +127,38 @@ class Rebalancer(L.Callback):
         new, self._loads = loads_SLE.cpu().numpy(), []
         self._past = new if self._past is None else np.concatenate([self._past, new])[-self.history :]
 
-    def _price_tokens(self, strategy: ExpertParallelStrategy) -> None:
+    def _price_step(self, strategy: ExpertParallelStrategy, rows_LG: Int[Tensor, "L G"]) -> None:
         assert self._timer is not None
         assert self._past is not None
-        split, self._timer = self._timer.split(), None
         assert self._prices is not None
-        seconds = slowest(split[DISPATCH] + split[EXPERTS] + split[COMBINE], strategy.root_device)
-        self._prices.saw_step(seconds, busiest_tokens(self._past[-1], strategy.experts.placement))
+        split, self._timer = self._timer.split(), None
+        tokens = busiest_tokens(self._past[-1], strategy.experts.placement)
+        rows = int(busiest_way(CommVolume(rows_between(rows_LG), strategy.topology)).sum())
+        experts = slowest(split[EXPERTS], strategy.root_device)
+        exchange = fastest(split[DISPATCH] + split[COMBINE], strategy.root_device)
+        self._prices.saw_step(experts, tokens, exchange, rows)
 
-    def _rebalance(self, strategy: ExpertParallelStrategy, step: int) -> Decision:
+    def _rebalance(self, strategy: ExpertParallelStrategy, step: int, routing: list[ExpertSets] | None) -> Decision:
         current, started = strategy.experts.placement, time.perf_counter()
-        mine = self._propose(strategy) if strategy.is_global_zero else None
+        mine = self._propose(strategy, routing) if strategy.is_global_zero else None
         planning = time.perf_counter() - started
         proposal: Proposal = strategy.broadcast(mine)  # pyright: ignore[reportAssignmentType]
         told = Decision(step, int(proposal.stable.sum()), proposal.saving, proposal.cost, planning)
         moved = int(moved_slots(current, proposal.placement).sum())
         if not moved:
             return told
-        started = time.perf_counter()
+        started = synchronized(strategy.root_device)
         volume = strategy.migrate(proposal.placement)
-        seconds = slowest(time.perf_counter() - started, strategy.root_device)
+        seconds = slowest(synchronized(strategy.root_device) - started, strategy.root_device)
         assert self._prices is not None
         self._prices.saw_move(seconds, volume)
         return replace(told, moved_slots=moved, moved_bytes=int(volume.bytes.sum()), migration_seconds=seconds)
 
-    def _propose(self, strategy: ExpertParallelStrategy) -> Proposal:
+    def _propose(self, strategy: ExpertParallelStrategy, routing: list[ExpertSets] | None) -> Proposal:
         assert self._past is not None
         assert self._prices is not None
-        price = self._prices.price(strategy.bytes_per_expert)
-        return self.policy.propose(self._past, strategy.experts.placement, strategy.topology, price, self.every)
+        price, current = self._prices.price(strategy.bytes_per_expert), strategy.experts.placement
+        return self.policy.propose(self._past, current, strategy.topology, price, self.every, routing)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._flush()

@@ -82,7 +82,7 @@ def test_experts_of_one_process_cannot_move(fit):
         fit([rebalancer], steps=1)
 
 
-@pytest.mark.parametrize("options", [{"every": 0}, {"history": 0}])
+@pytest.mark.parametrize("options", [{"every": 0}, {"history": 0}, {"sample": 0}])
 def test_numbers_must_make_sense(options):
-    with pytest.raises(ValueError, match="need every and history >= 1"):
+    with pytest.raises(ValueError, match="need every, history and sample >= 1"):
         Rebalancer(Rebalancing(lpt, LastValue()), **options)

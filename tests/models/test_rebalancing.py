@@ -13,6 +13,7 @@ from placement.movement import migration
 from placement.payoff import Price
 from placement.topology import Placement, Topology
 from predictors.windows import LastValue, SlidingWindow
+from traces.routing import ExpertSets
 
 TOPOLOGY = Topology(1, 2, 1.0, 1.0, 0.0, 0.0)
 START = Placement(np.array([[[0, 1], [2, 3]]]))
@@ -63,6 +64,19 @@ class TestPropose:
         told = policy(planner=planner)
         assert (told.propose(steps(SKEWED), START, TOPOLOGY, price(), 10).placement.holds == START.holds).all()
 
+    def test_names_are_the_planners_where_it_knows_where_tokens_start(self):
+        # tokens of device 0 want experts 2 and 3, those of device 1 the others: all four move, and no row is left
+        sets = [ExpertSets(np.array([[2, 3], [0, 1]]), np.array([60, 60]), np.array([0, 1]))]
+        told = policy(planner=partial(joint, movement_weight=0.1), margin=1.0)
+        known = partial(told.propose, steps([30, 30, 30, 30]), START, TOPOLOGY, every=10)
+        row = Price(0.0, 100, price().cost, seconds_per_row=1.0)
+        moved = known(price=row, routing=sets)
+        assert [sorted(held) for held in moved.placement.slots[0].tolist()] == [[2, 3], [0, 1]]
+        # a row on each way for four of the 120 pairs a step, spared for 50 steps; two experts cross each way
+        assert (moved.saving, moved.cost) == (pytest.approx(120 / 4 * 50), pytest.approx(200.0))
+        cheap = Price(0.0, 100, price().cost, seconds_per_row=0.01)
+        assert (known(price=cheap, routing=sets).placement.slots == START.slots).all()
+
     def test_a_predictor_that_leaves_experts_out_is_refused(self):
         class Silent:
             def forecast(self, past, horizon):
@@ -89,12 +103,13 @@ class TestPrices:
     def test_medians_of_what_was_seen_last(self):
         prices = Prices(TOPOLOGY)
         for seconds in (1000.0, *range(1, REMEMBERED + 1)):
-            prices.saw_step(float(seconds), busiest=2.0)
+            prices.saw_step(float(seconds), 2.0, 3.0 * seconds, 4.0)
         assert prices.price(100).seconds_per_token == pytest.approx((REMEMBERED + 1) / 2 / 2)
+        assert prices.price(100).seconds_per_row == pytest.approx((REMEMBERED + 1) / 2 * 3 / 4)
 
     def test_a_byte_costs_what_moves_took_of_the_data_sheet(self):
         prices, swapped = Prices(TOPOLOGY), Placement(np.array([[[2, 1], [0, 3]]]))
-        prices.saw_step(1.0, busiest=1.0)
+        prices.saw_step(1.0, 1.0, 1.0, 1.0)
         volume = migration(START, swapped, TOPOLOGY, 100)
         by_data_sheet = prices.price(100).cost.seconds(volume).sum()
         prices.saw_move(3 * by_data_sheet, volume)
