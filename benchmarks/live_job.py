@@ -36,19 +36,32 @@ class Live:
 
     Attributes:
         rules: by variant one of `RULES`.
-        planner: configuration of a planner of conf/placement.
+        planners: configurations of conf/placement by the variants whose experts move.
         predictor: configuration of a predictor of conf/predictor.
         policy: arguments of `models.rebalancing.Rebalancing`.
         start: one of `STARTS`: with the trained run's weights and loads, or with new ones.
+        history: steps of load that are kept for a forecast.
         past: loads of the steps before the first; none from scratch.
+
+    Raises:
+        ValueError: an unknown rule or start, or a history below 1.
     """
 
     rules: Mapping[str, str]
-    planner: Mapping[str, Any]
+    planners: Mapping[str, Mapping[str, Any]]
     predictor: Mapping[str, Any]
     policy: Mapping[str, Any]
     start: str
+    history: int
     past: Integer[np.ndarray, "S L E"]
+
+    def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise ValueError(f"live.start must be one of {', '.join(STARTS)}, got {self.start!r}")
+        if unknown := set(self.rules.values()) - set(RULES):
+            raise ValueError(f"rules must be among {', '.join(RULES)}, got {', '.join(sorted(unknown))}")
+        if self.history < 1:
+            raise ValueError(f"live.history must be at least 1, got {self.history}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
 """One rank of a live re-balancing: python -m benchmarks.live_rank FOLDER BACKEND, started by run_ranks.
 
 As `benchmarks.step_rank`, and before each block a rule may move its own model's experts: its forecast, its plan and the
-move are timed, and dealt to the block's steps. Nothing is known to a rule but loads of steps done; the oracle's come
-from a pilot, a model trained first on the same batches.
+move are timed, and dealt to the block's steps. Nothing is known to a rule but loads of steps done and the routing of
+the last one; the oracle's come from a pilot, a model trained first on the same batches.
 """
 
 import logging
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,45 +21,66 @@ from jaxtyping import Int, Integer
 from omegaconf import DictConfig
 from torch import Tensor
 
-from benchmarks.live_job import LIVE_PARTS, NOTED, SCRATCH, STAY, Live, read_live
+from benchmarks.live_job import NOTED, SCRATCH, Live, read_live
 from benchmarks.step_job import StepJob, read_job
 from benchmarks.step_rank import Steps, read_models, train_in_turns
 from benchmarks.train import build_data, build_module, prepare_process
 from benchmarks.trained import read_given, read_module
-from models.callbacks.ranks import slowest
-from models.callbacks.step_timer import COMBINE, DISPATCH, EXPERTS
+from models.callbacks.ranks import fastest, routing_on_first_rank, rows_between, slowest, synchronized
+from models.callbacks.step_timer import COMBINE, DISPATCH, EXPERTS, PARTS
 from models.data import Batch, TextDataModule
 from models.expert_parallel import ExpertParallelStrategy
 from models.language_model import LanguageModel
 from models.rebalancing import Prices, Rebalancing, busiest_tokens
 from placement.balance import device_load, max_over_mean
 from placement.payoff import Price
+from placement.set_rows import busiest_way
 from placement.topology import Placement, Topology
+from placement.volume import CommVolume
+from predictors.base import Predictor
 from predictors.windows import LastValue
 from traces.atomic import write_atomically
 from traces.load import proportions
+from traces.routing import ExpertSets
 
-# (loads of the steps done, loads of the steps to come, where experts live, prices as timed) -> where they should
-Rule = Callable[[Integer[np.ndarray, "S L E"], Integer[np.ndarray, "H L E"], Placement, Price], Placement]
+
+class Seen(NamedTuple):
+    """Loads (S, L, E) of some steps, and the routing of the last of them by layer."""
+
+    loads: Integer[np.ndarray, "S L E"]
+    routing: list[ExpertSets]
+
+
+# (steps done, steps to come, where experts live, prices as timed) -> where they should live
+Rule = Callable[[Seen, Seen, Placement, Price], Placement]
 
 
 def build_rules(live: Live, topology: Topology, steps: int) -> dict[str, Rule]:
     """The rules that move experts, by variant; `steps` are those between two decisions. Only the oracle looks ahead."""
     predictor = instantiate(live.predictor)
-    policy = Rebalancing(instantiate(live.planner), predictor, **live.policy)
+    return {
+        name: _rule(live.rules[name], Rebalancing(instantiate(planner), predictor, **live.policy), topology, steps)
+        for name, planner in live.planners.items()
+    }
 
-    def by(expected: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Rule:
-        return lambda past, coming, current, price: policy.plan(expected(past, coming), current, topology)
+
+def _rule(kind: str, policy: Rebalancing, topology: Topology, steps: int) -> Rule:
+    def by_forecast(predictor: Predictor) -> Rule:
+        return lambda past, coming, current, price: policy.plan(
+            predictor.forecast(past.loads, steps).mean(0), current, topology, past.routing
+        )
 
     kinds: dict[str, Rule] = {
-        "last_value": by(lambda past, coming: LastValue().forecast(past, steps).mean(0)),
-        "forecast": by(lambda past, coming: predictor.forecast(past, steps).mean(0)),
+        "last_value": by_forecast(LastValue()),
+        "forecast": by_forecast(policy.predictor),
         "if_it_pays": lambda past, coming, current, price: (
-            policy.propose(past, current, topology, price, steps).placement
+            policy.propose(past.loads, current, topology, price, steps, past.routing).placement
         ),
-        "oracle": by(lambda past, coming: proportions(coming).mean(0)),
+        "oracle": lambda past, coming, current, price: policy.plan(
+            proportions(coming.loads).mean(0), current, topology, coming.routing
+        ),
     }
-    return {name: kinds[kind] for name, kind in live.rules.items() if kind != STAY}
+    return kinds[kind]
 
 
 class LiveSteps(Steps):
@@ -80,8 +101,10 @@ class LiveSteps(Steps):
         super().__init__(job, trained, batches, clip)
         self.rules = build_rules(live, job.topology, job.steps)
         self.from_scratch = live.start == SCRATCH
-        self.past = dict.fromkeys(job.variants, live.past)
-        self.coming: list[np.ndarray] = []
+        self.past, self.history = dict.fromkeys(job.variants, live.past), live.history
+        self.chosen: dict[int, Tensor] = {}
+        # on the first rank
+        self.coming: list[Seen] = []
         self.prices = {name: Prices(job.topology) for name in job.variants}
         self.told: list[dict[str, Tensor]] = []
         self.num_steps = [0] * len(trained)
@@ -92,7 +115,9 @@ class LiveSteps(Steps):
         for block in range(self.job.blocks + 1):
             for whole in self.batches[block * steps : (block + 1) * steps]:
                 self.step(len(self.models) - 1, self.mine(whole))
-            self.coming.append(self._flush()["loads"])
+            loads, routing = self._flush()["loads"], routing_on_first_rank(self.chosen[len(self.models) - 1])
+            if routing is not None:
+                self.coming.append(Seen(loads, routing))
         super().training_step(batch, batch_idx)
 
     def mine(self, batch: Batch) -> Int[Tensor, "B _"]:
@@ -110,6 +135,7 @@ class LiveSteps(Steps):
             group["lr"] = model.learning_rate * model.rate_factor(at)
         told = super().step(number, tokens)
         self.num_steps[number] += 1
+        self.chosen[number] = torch.stack(told["expert_indices"])  # pyright: ignore[reportArgumentType]
         self.told.append({"loss": told["loss"].detach(), **{name: told[name] for name in ("loads", "rows_sent")}})
         return told
 
@@ -118,17 +144,18 @@ class LiveSteps(Steps):
         seconds = super()._block(name, block)
         found = self._flush()
         loads_SLE, rows_LGG = found["loads"], found["rows_sent"]
-        placement, steps = self._placement(name), self.job.steps
-        exchanging = sum(seconds[LIVE_PARTS.index(part)] for part in (DISPATCH, EXPERTS, COMBINE))
+        placement, steps, part = self._placement(name), self.job.steps, dict(zip(PARTS, seconds, strict=True))
         busiest = fmean(busiest_tokens(loads_LE, placement) for loads_LE in loads_SLE)
-        self.prices[name].saw_step(slowest(exchanging, self.device), busiest)
-        self.past[name] = np.concatenate([self.past[name], loads_SLE])
+        busiest_rows = float(busiest_way(CommVolume(rows_LGG, self.job.topology)).sum()) / steps
+        exchange = fastest(part[DISPATCH] + part[COMBINE], self.device)
+        self.prices[name].saw_step(slowest(part[EXPERTS], self.device), busiest, exchange, busiest_rows)
+        self.past[name] = np.concatenate([self.past[name], loads_SLE])[-self.history :]
         if block:
             noted = {
                 "moved_bytes": moved,
                 "max_over_mean": max_over_mean(device_load(loads_SLE, placement)).mean(),
                 "rows_sent": rows_LGG.sum() / steps,
-                "busiest_rows": np.maximum(rows_LGG.sum(1), rows_LGG.sum(2)).max(-1).sum() / steps,
+                "busiest_rows": busiest_rows,
                 "loss": found["loss"],
             }
             for field, value in noted.items():
@@ -140,36 +167,33 @@ class LiveSteps(Steps):
 
         Their "loads" (S, L, E), mean "loss" (), and "rows_sent" (L, G, G) by source and destination, 0 to itself.
         """
-        mine, me, num_ranks = self.told, self.trainer.global_rank, dist.get_world_size()
-        sent_LG = torch.stack([one["rows_sent"] for one in mine]).sum(0)
-        rows_LGG = sent_LG.new_zeros(len(sent_LG), num_ranks, num_ranks)
-        rows_LGG[:, me] = sent_LG
-        rows_LGG[:, me, me] = 0
-        loss = torch.stack([one["loss"] for one in mine]).mean() / num_ranks
-        found = {"loads": torch.stack([one["loads"] for one in mine]), "loss": loss, "rows_sent": rows_LGG}
-        self.told = []
-        for one in found.values():
+        mine, self.told = self.told, []
+        loads_SLE = torch.stack([one["loads"] for one in mine])
+        loss = torch.stack([one["loss"] for one in mine]).mean() / dist.get_world_size()
+        for one in (loads_SLE, loss):
             dist.all_reduce(one)
-        return {name: one.cpu().numpy() for name, one in found.items()}
+        rows_LGG = rows_between(torch.stack([one["rows_sent"] for one in mine]).sum(0))
+        return {"loads": loads_SLE.cpu().numpy(), "loss": loss.cpu().numpy(), "rows_sent": rows_LGG}
 
     def _rebalance(self, name: str, block: int) -> tuple[float, int]:
         """Let a rule decide on the first rank and move its model's experts; seconds on the slowest rank, and bytes."""
         strategy, mine, moved = self._strategy, self._layers(name), 0
         dist.barrier()
         started = time.perf_counter()
-        decided = self._decide(name, block) if strategy.is_global_zero else None
+        routing = routing_on_first_rank(self.chosen[list(self.job.variants).index(name)])
+        decided = None if routing is None else self._decide(name, block, routing)
         slots = strategy.experts.placement.slots.copy()
         slots[mine] = strategy.broadcast(decided)
         if (slots != strategy.experts.placement.slots).any():
-            began = time.perf_counter()
+            began = synchronized(self.device)
             volume = strategy.migrate(Placement(slots))
-            self.prices[name].saw_move(slowest(time.perf_counter() - began, self.device), volume)
+            self.prices[name].saw_move(slowest(synchronized(self.device) - began, self.device), volume)
             moved = int(volume.bytes.sum())
-        return slowest(time.perf_counter() - started, self.device), moved
+        return slowest(synchronized(self.device) - started, self.device), moved
 
-    def _decide(self, name: str, block: int) -> Int[np.ndarray, "L G C"]:
-        price = self.prices[name].price(self._strategy.bytes_per_expert)
-        return self.rules[name](self.past[name], self.coming[block], self._placement(name), price).slots
+    def _decide(self, name: str, block: int, routing: list[ExpertSets]) -> Int[np.ndarray, "L G C"]:
+        price, past = self.prices[name].price(self._strategy.bytes_per_expert), Seen(self.past[name], routing)
+        return self.rules[name](past, self.coming[block], self._placement(name), price).slots
 
     @property
     def _strategy(self) -> ExpertParallelStrategy:

@@ -97,7 +97,8 @@ def _without_bare_groups(svg: str) -> str:
         kept.append(not tag[0].startswith("<g>"))
         return tag[0] if kept[-1] else ""
 
-    return re.sub(r"<g(?: [^>]*)?>\n?|</g>\n?", keep, svg)
+    # an empty group is a tag of its own
+    return re.sub(r"<g>\n?|<g [^>]*[^/>]>\n?|</g>\n?", keep, re.sub(r"<g/>\n?", "", svg))
 
 
 def _shorten_path(path: str) -> str:

@@ -15,6 +15,8 @@ from benchmarks.cluster.ground import Ground
 from benchmarks.cluster.signals import leave_on_signals
 
 MOST_NODES = 254
+# an Ethernet frame with room for headers, and Linux' buffer
+LEAST_PACKET_BYTES, MOST_PACKET_BYTES = 2048, 64 * 1024
 NEEDS = (
     "an emulated cluster needs Linux, root (or a shell of `unshare -Urnm` after `mount -t tmpfs tmpfs /run`), ip and "
     "tc of iproute2, and the kernel's veth, bridge and sch_tbf; take ground=loopback where these are not to be had"
@@ -28,7 +30,9 @@ class EmulatedCluster(Ground):
         nodes: N, at most 254.
         devices_per_node: ranks a node.
         rate_bits_per_s: of each node's link, each way.
-        burst_bytes: that may pass at once; above 64 KB, the largest buffer that the kernel hands over.
+        burst_bytes: that may pass at once; above packet_bytes.
+        packet_bytes: the largest buffer that the kernel hands over: the smaller, the smaller bursts can be, and the
+            more work it is.
         queue_bytes: that may wait at a link: too few, and packets are dropped.
         owner: the process with whose end the namespaces become rubbish; default: this one.
 
@@ -43,15 +47,21 @@ class EmulatedCluster(Ground):
         *,
         rate_bits_per_s: float,
         burst_bytes: int = 256 * 1024,
+        packet_bytes: int = MOST_PACKET_BYTES,
         queue_bytes: int = 64 * 1024**2,
         owner: int | None = None,
     ) -> None:
         super().__init__(nodes, devices_per_node, rate_name(rate_bits_per_s), "gloo")
         if nodes > MOST_NODES:
             raise ValueError(f"{nodes} nodes: there are addresses for {MOST_NODES}")
-        if burst_bytes <= 64 * 1024:
-            raise ValueError(f"burst of {burst_bytes} bytes: it must be above 65536, the kernel's largest buffer")
+        if not LEAST_PACKET_BYTES <= packet_bytes <= MOST_PACKET_BYTES:
+            raise ValueError(
+                f"packets of {packet_bytes} bytes: the kernel hands over {LEAST_PACKET_BYTES} to {MOST_PACKET_BYTES}"
+            )
+        if burst_bytes <= packet_bytes:
+            raise ValueError(f"burst of {burst_bytes} bytes: it must be above {packet_bytes}, the largest packet")
         self.rate_bits_per_s, self.burst_bytes, self.queue_bytes = rate_bits_per_s, burst_bytes, queue_bytes
+        self.packet_bytes = packet_bytes
         self.owner = os.getpid() if owner is None else owner
         self._leaving = ExitStack()
 
@@ -106,7 +116,7 @@ class EmulatedCluster(Ground):
             stack.callback(self.take_down)
             namespaces.add_bridge(self.bridge)
             for node, name in enumerate(self.node_names):
-                namespaces.add_node(name, node, self.bridge)
+                namespaces.add_node(name, node, self.bridge, self.packet_bytes)
             self.set_rate(self.rate_bits_per_s)
         except OSError as error:
             raise ValueError(f"{error}; {NEEDS}") from error

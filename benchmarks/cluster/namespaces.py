@@ -38,13 +38,15 @@ def add_bridge(bridge: str) -> None:
     run("ip", "-n", bridge, "link", "set", "bridge", "addrgenmode", "none", "up")
 
 
-def add_node(name: str, node: int, bridge: str) -> None:
-    """A namespace whose interface hangs at the bridge's port of the node's number."""
+def add_node(name: str, node: int, bridge: str, packet_bytes: int) -> None:
+    """A namespace whose interface hangs at the bridge's port of the node's number; packets are so large at most."""
     run("ip", "netns", "add", name)
     run("ip", "-n", name, "link", "set", "lo", "up")
     run("ip", "-n", bridge, "link", "add", port(node), "type", "veth", "peer", "name", INTERFACE, "netns", name)
     run("ip", "-n", bridge, "link", "set", port(node), "master", "bridge", "addrgenmode", "none", "up")
     run("ip", "-n", name, "addr", "add", f"{address(node)}/24", "dev", INTERFACE)
+    for namespace, device in ((name, INTERFACE), (bridge, port(node))):
+        run("ip", "-n", namespace, "link", "set", device, "gso_max_size", str(packet_bytes))
     # no IPv6 address: its neighbour discovery would stand in the counters
     run("ip", "-n", name, "link", "set", INTERFACE, "addrgenmode", "none", "up")
     # reno keeps a shaped link at 85-90 % of its rate, bbr at 75-80 %, and the machine's default may be either

@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from benchmarks.cluster.ground import Loopback
 from benchmarks.cluster.ranks import run_ranks
 from benchmarks.exchange_job import Variant
 from benchmarks.live_job import LIVE_PARTS, Live, Lived, read_live, read_lived, write_live
-from benchmarks.live_rank import build_rules
+from benchmarks.live_rank import Seen, build_rules
 from benchmarks.live_rebalance import add_lived, make_live
 from benchmarks.record import read_records
 from benchmarks.rows import Rows
@@ -22,6 +24,7 @@ from placement.cost import CostModel
 from placement.payoff import Price
 from placement.topology import Placement, Topology
 from traces.load import LoadTrace, TraceSource
+from traces.routing import ExpertSets
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = OmegaConf.create({"experiment": "toy", "scale": "smoke", "setting": "micro8", "seed": 0})
@@ -32,6 +35,7 @@ RULES = {
     "lpt/window": "forecast",
     "lpt/window/if_it_pays": "if_it_pays",
     "lpt/oracle": "oracle",
+    "joint/window": "forecast",
 }
 EVEN = Placement(np.tile(np.arange(8).reshape(2, 4), (2, 1, 1)))
 # the first four experts, all on the first device, are busy; then, once, the last four
@@ -40,16 +44,18 @@ PAST = np.concatenate([SKEWED, SKEWED[-1:, :, ::-1]])
 
 
 def live(start: str = "parent") -> Live:
-    planner = {"_target_": "placement.lpt.lpt", "_partial_": True}
+    lpt = {"_target_": "placement.lpt.lpt", "_partial_": True}
+    joint = {"_target_": "placement.joint.joint", "_partial_": True, "load_weight": 0.0}
+    planners = {name: joint if name.startswith("joint") else lpt for name, kind in RULES.items() if kind != "stay"}
     predictor = {"_target_": "predictors.windows.SlidingWindow", "window": 20}
     policy = {"horizon": 4, "margin": 0.0, "window": 5, "enter": 0.02}
-    return Live(RULES, planner, predictor, policy, start, PAST if start == "parent" else PAST[:0])
+    return Live(RULES, planners, predictor, policy, start, 1000, PAST if start == "parent" else PAST[:0])
 
 
 def test_what_ranks_are_told_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_live(tmp_path, live())
     found = read_live(tmp_path)
-    for name in ("rules", "planner", "predictor", "policy", "start"):
+    for name in ("rules", "planners", "predictor", "policy", "start", "history"):
         assert getattr(found, name) == getattr(live(), name)
     np.testing.assert_array_equal(found.past, PAST)
 
@@ -57,14 +63,18 @@ def test_what_ranks_are_told_is_read_as_it_was_written(tmp_path: Path) -> None:
 class TestRules:
     PRICE = Price(1.0, 1, CostModel(0.0, 0.0, 1.0))
 
+    # tokens of the first device want odd experts
+    ROUTING = [ExpertSets(np.array([[1, 3, 5, 7], [0, 2, 4, 6]]), np.array([9, 9]), np.array([0, 1]))] * 2
+
     def decide(self, name: str, coming: np.ndarray) -> list[list[int]]:
         """Experts of the first layer's devices."""
-        plan = build_rules(live(), TOPOLOGY, steps=4)[name](PAST, coming, EVEN, self.PRICE)
+        past, ahead = Seen(PAST, self.ROUTING), Seen(coming, self.ROUTING)
+        plan = build_rules(live(), TOPOLOGY, steps=4)[name](past, ahead, EVEN, self.PRICE)
         return [sorted(experts) for experts in plan.slots[0].tolist()]
 
     def test_only_the_oracle_looks_ahead(self) -> None:
         ahead, other = SKEWED[:4], SKEWED[:4, :, ::-1]
-        for name in RULES.keys() - {"contiguous", "lpt/oracle"}:
+        for name in live().planners.keys() - {"lpt/oracle"}:
             assert self.decide(name, ahead) == self.decide(name, other)
         uneven = np.tile([1000, 0, 0, 0, 0, 0, 0, 999], (4, 2, 1))
         assert self.decide("lpt/oracle", uneven) != self.decide("lpt/oracle", ahead)
@@ -75,6 +85,9 @@ class TestRules:
         assert all(len({4, 5, 6, 7} & set(experts)) == 2 for experts in of_last)
         of_window = self.decide("lpt/window", SKEWED[:4])
         assert all(len({0, 1, 2, 3} & set(experts)) == 2 for experts in of_window)
+
+    def test_a_planner_that_takes_routings_is_told_where_tokens_start(self) -> None:
+        assert self.decide("joint/window", SKEWED[:4]) == [[1, 3, 5, 7], [0, 2, 4, 6]]
 
     def test_what_stays_has_no_rule(self) -> None:
         assert list(build_rules(live(), TOPOLOGY, steps=4)) == list(RULES)[1:]
@@ -136,9 +149,10 @@ class TestRows:
         lived = {
             "contiguous": one([6, 6, 60], [0, 0, 0]),
             "lpt/hedge": one([3.5, 3.5, 35], [0.0, 3.0, 0.0]),
+            "lpt/last_value": one([6, 6, 60], [0.0, 3.0, 0.0]),
             "lpt/oracle": one([1, 1, 10], [0.0, 3.0, 0.0]),
         }
-        add_lived(rows, lived, "parent", steps=10)
+        add_lived(rows, lived, "parent", steps=10, seed=0)
         assert {(row.state, row.horizon, row.ground) for row in rows.records} == {("parent", 10, "toy")}
         return {(row.method, row.metric): row.value for row in rows.records}
 
@@ -151,25 +165,59 @@ class TestRows:
         assert found["lpt/hedge", "step_over_baseline"] == pytest.approx(0.85)
         assert found["lpt/hedge", "moved_bytes_per_step"] == pytest.approx(10.0)
 
-    def test_what_is_kept_of_the_oracles_saving(self) -> None:
+    def test_an_interval_over_blocks_pays_its_moves_too(self) -> None:
         found = self.rows()
-        assert found["lpt/hedge", "saving_kept"] == pytest.approx(0.5)
-        assert found["lpt/hedge", "saving_kept_net"] == pytest.approx(0.3)
-        assert found["lpt/oracle", "saving_kept"] == pytest.approx(1.0)
+        for name in ("lpt/hedge", "lpt/oracle"):
+            low, middle, high = (found[name, f"step_over_baseline{end}"] for end in ("/low", "", "/high"))
+            assert low <= middle <= high
+        assert found["contiguous", "step_over_baseline/low"] == found["contiguous", "step_over_baseline/high"] == 1.0
+        # blocks of .75, .75 and .61 of the baseline, and a move of a tenth of a step
+        assert found["lpt/hedge", "step_over_baseline/high"] == pytest.approx(0.85)
 
     def test_from_which_interval_on_moves_pay(self) -> None:
         found = self.rows()
         # ten seconds a decision, two and a half saved a step
         assert found["lpt/hedge", "break_even_steps"] == pytest.approx(4.0)
         assert ("contiguous", "break_even_steps") not in found
+        # steps that are no faster never pay for a move
+        assert found["lpt/last_value", "break_even_steps"] == np.inf
 
 
 class TestBadInput:
     TRACE = LoadTrace(np.arange(21), PAST, TraceSource("toy", "TopK", 0, 510, 2, "none", "0"))
 
+    @pytest.fixture(autouse=True)
+    def chosen(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("benchmarks.live_rebalance.planner_name", lambda: "joint")
+        monkeypatch.setattr("benchmarks.live_rebalance.method_name", lambda: "hedge_sampled")
+
+    def test_the_horizon_is_the_measurements(self) -> None:
+        changes = ["live.blocks=3", "live.steps=5", "live.history=7"]
+        made = make_live(compose("live_rebalance", changes), self.TRACE)
+        assert made.policy["horizon"] == 15
+        np.testing.assert_array_equal(made.past, PAST[-7:])
+        assert made.planners["lpt_swaps/oracle"]["_target_"] == "placement.lpt_swaps.lpt_swaps"
+        assert made.planners["joint/hedge_sampled"]["_target_"] == "placement.joint.joint"
+        assert make_live(compose("live_rebalance", [*changes, "policy.horizon=9"]), self.TRACE).policy["horizon"] == 9
+
     def test_an_unknown_start(self) -> None:
         with pytest.raises(ValueError, match=r"live\.start must be one of parent, scratch, got 'middle'"):
             make_live(compose("live_rebalance", ["live.start=middle"]), self.TRACE)
+
+    @pytest.mark.parametrize(
+        ("options", "told"),
+        [
+            ({"rules": {"contiguous": "sit"}}, "rules must be among stay, .*, got sit"),
+            ({"history": 0}, r"live\.history must be at least 1, got 0"),
+        ],
+    )
+    def test_what_makes_no_sense(self, options: dict[str, Any], told: str) -> None:
+        with pytest.raises(ValueError, match=told):
+            replace(live(), **options)
+
+    def test_a_predictor_that_leaves_experts_out(self) -> None:
+        with pytest.raises(ValueError, match="predictor hedge_sampled does not forecast every expert"):
+            make_live(compose("live_rebalance", ["predictor=hedge_sampled"]), self.TRACE)
 
     def test_a_predictor_that_learns(self) -> None:
         with pytest.raises(ValueError, match="Lstm is trained on another run"):
@@ -186,9 +234,17 @@ def test_as_a_user_runs_it(run_module: Callable, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("smoke/live_rebalance/*/records.csv")
     rows = [row for row in read_records(path) if row.metric == "step_over_baseline"]
-    names = ["last_value", "hedge", "hedge/if_it_pays", "oracle"]
-    assert [row.method for row in rows] == ["contiguous", "colocated", *(f"lpt_swaps/{name}" for name in names)]
-    for mistake, told in {"placement=colocated": "needs routing", "live.blocks=0": "at least one block"}.items():
+    moving = ["lpt_swaps/last_value", "lpt_swaps/hedge", "lpt_swaps/oracle"]
+    moving += ["joint/hedge", "joint/hedge/if_it_pays", "joint/oracle"]
+    assert [row.method for row in rows] == ["contiguous", "colocated", *moving]
+    assert "joint/hedge/if_it_pays" in done.stdout
+    mistakes = {
+        "placement.starts=0": "starts 1 or more",
+        "live.blocks=0": "at least one block",
+        "live.timeout_minutes=-1": "timeout_minutes must be above 0",
+        "predictor=hedge_sampled": "does not forecast every expert",
+    }
+    for mistake, told in mistakes.items():
         refused = run_module("live_rebalance", *asked, mistake, *where)
         assert refused.returncode == 1
         assert told in refused.stderr.strip()

@@ -424,6 +424,10 @@ class TestFigures:
         assert "<g>" not in embedded
         assert "rotate" not in embedded
 
+    def test_groups_that_say_something_stay_whole(self):
+        drawing = '<svg viewBox="0 0 1 1"><g>\n<g clip-path="u"/>\n<g/>\n<g id="a"><path d="M 0 0"/></g>\n</g></svg>'
+        assert shorten(drawing).endswith('<g clip-path="u"/>\n<g id="a"><path d="M 0 0"/></g>\n</svg>')
+
     def test_a_page_says_once_how_a_mark_looks(self):
         drawing = '<svg viewBox="0 0 1 1"><use style="fill: red"/><use style="fill: blue"/></svg>'
         page = share_styles(f'<style>p {{}}\n</style><i style="color: red"></i>{drawing}{drawing}')

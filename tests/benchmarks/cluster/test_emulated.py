@@ -67,6 +67,19 @@ def test_counters_match_the_payload_and_the_rate_is_kept(tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("permitted")
+def test_smaller_packets_let_bursts_be_small(tmp_path: Path) -> None:
+    with EmulatedCluster(2, 1, rate_bits_per_s=10e6, burst_bytes=10_000, packet_bytes=8192) as ground:
+        before, started = ground.counters(), time.monotonic()
+        swap(ground, 1_000_000, tmp_path / "log")
+        seconds, after = time.monotonic() - started, ground.counters()
+        shown = namespaces.run("ip", "-n", ground.bridge, "-json", "-details", "link", "show", "dev", "port1")
+    ground.refuse_if_dropped(before, after)
+    assert json.loads(shown)[0]["gso_max_size"] == 8192
+    assert seconds > 0.97 * 8e6 / 10e6
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("permitted")
 def test_both_directions_are_limited_by_reno_on_the_route() -> None:
     with EmulatedCluster(3, 2, rate_bits_per_s=200e6) as ground:
         ground.set_rate(500e6)

@@ -52,6 +52,8 @@ def test_an_emulated_cluster_is_named_by_its_rate(rate: float, name: str) -> Non
         (lambda: EmulatedCluster(300, 1, rate_bits_per_s=1e9), "300 nodes"),
         (lambda: EmulatedCluster(2, 1, rate_bits_per_s=200.0), "rate of 200 bits/s"),
         (lambda: EmulatedCluster(2, 1, rate_bits_per_s=1e9, burst_bytes=1500), "burst of 1500 bytes"),
+        (lambda: EmulatedCluster(2, 1, rate_bits_per_s=1e9, burst_bytes=9000, packet_bytes=9000), "above 9000, the"),
+        (lambda: EmulatedCluster(2, 1, rate_bits_per_s=1e9, packet_bytes=100), "packets of 100 bytes"),
     ],
 )
 def test_what_cannot_be_is_refused(make: Callable[[], Ground], named: str) -> None:
