@@ -3,6 +3,7 @@
 python -m benchmarks.predict_loads trace.setting=nano16 trace.seed=0 trace.scale=cpu predictor=sw_avg_100
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from benchmarks.cell import Measurement, run_cell, user_errors
 from benchmarks.curves import Curves
 from benchmarks.forecaster import add_tuning, build_predictor, method_name, origins_by_state
+from benchmarks.record import Record, read_records
 from benchmarks.recorded import read_noise, read_run, with_run
 from benchmarks.rows import Rows, mean_where
 from predictors.backtest import Backtest, backtest, forecast_at, rolling_origins
@@ -113,11 +115,21 @@ def add_curve(curves: Curves, result: Backtest, method: str) -> None:
     curves.add("error_over_training", panel, method, result.cutoffs, error_O)
 
 
+def summary(records: Sequence[Record]) -> str:
+    """The error of each horizon's mean load in each state, means over layers, beside what no forecast gets below."""
+    lines = ["state      steps ahead  relative error of their mean  sampling alone"]
+    for row in records:
+        if row.metric == "relative_error_of_mean" and row.layer == "all":
+            lines.append(f"{row.state:9}  {row.horizon:11}  {row.value:28.4f}  {row.floor:14.4f}")
+    return "\n".join(lines)
+
+
 @hydra.main(config_path="../conf", config_name="predict_loads", version_base="1.3")
 def main(config: DictConfig) -> None:
     with user_errors():
         config = with_run(config)
-        run_cell(config, [config.setting, f"seed{config.seed}", method_name()], measure)
+        folder = run_cell(config, [config.setting, f"seed{config.seed}", method_name()], measure)
+        print(summary(read_records(folder / "records.csv")))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, open_dict
 from benchmarks.cell import cell_folder, compose, fingerprint
 from traces.foreign import read_foreign
 from traces.load import LoadTrace
-from traces.store import read_loads
+from traces.routing import RoutingTrace
+from traces.store import read_loads, read_routings
 
 
 @cache
@@ -87,10 +88,30 @@ def read_given(config: DictConfig) -> LoadTrace:
         ValueError: nothing there, or a damaged or unknown file, with its name.
     """
     path = Path(config.trace.path)
-    # a trace that lies one folder deeper is told so by its own reader
-    if not path.exists() or any((folder / "manifest.json").exists() for folder in (path, path / "trace")):
-        return read_loads(path)
-    return read_foreign(path, **(config.trace.get("options") or {}))[0]
+    return read_loads(path) if _is_ours(path) else read_foreign(path, **_options(config))[0]
+
+
+def read_sampled(config: DictConfig) -> RoutingTrace | None:
+    """The routings of the run that `read_run` reads the loads of, where some were kept; of drawn loads none are.
+
+    Raises:
+        ValueError: as read_given.
+    """
+    if is_drawn(config):
+        return None
+    if config.trace.path is not None and not _is_ours(path := Path(config.trace.path)):
+        return read_foreign(path, **_options(config))[1]
+    folder = training_folder(config, config.seed) / "trace" if config.trace.path is None else path
+    return read_routings(folder) if any(folder.glob("routing-*.npz")) else None
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether our own reader is to say what is there, or what is wrong: also if a trace lies one folder deeper."""
+    return not path.exists() or any((folder / "manifest.json").exists() for folder in (path, path / "trace"))
+
+
+def _options(config: DictConfig) -> dict[str, int]:
+    return dict(config.trace.get("options") or {})
 
 
 def read_noise(config: DictConfig) -> dict[int, LoadTrace]:

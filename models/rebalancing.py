@@ -159,13 +159,14 @@ class Rebalancing:
     ) -> Placement:
         """The planner's placement for a load, in the current one's slots.
 
-        Devices are named so that the fewest experts move; given a routing, as the planner names them: it may know on
-        which device tokens start.
+        Devices are named so that the fewest experts move; where the routing tells on which device tokens start, as the
+        planner names them.
         """
         slots = current.slots_per_device
         found = self.planner(load_LE, topology, slots_per_device=slots, routing=routing, current=current)
         plan = Placement(widened(found, slots))
-        return plan if routing is not None else relabel(plan, current, topology)
+        tells = routing is not None and all(sets.source is not None for sets in routing)
+        return plan if tells else relabel(plan, current, topology)
 
 
 def busiest_tokens(tokens: Integer[np.ndarray, "L E"], placement: Placement) -> float:

@@ -70,7 +70,7 @@ def check_routing(routing: Sequence[ExpertSets] | None, load_LE: Real[np.ndarray
         ValueError: there is none, or it is of other ones.
     """
     if routing is None:
-        raise ValueError("the planner needs routing (RoutingTrace.sets()), got none")
+        raise ValueError("the planner needs routing (RoutingTrace.sets()), got none: sample some, or plan by loads")
     num_layers, num_experts = load_LE.shape
     if len(routing) != num_layers:
         raise ValueError(f"the load has {num_layers} layers, the routing {len(routing)}")

@@ -67,9 +67,9 @@ def test_single_run_commands_work(run_module: Callable[..., CompletedProcess[str
         entry = name.split(".")[1]
         recorded = next(tmp_path.glob("smoke/train/*/trace"), Path())
         changes = {
+            "results/train/traces/nano16": str(recorded),
             "nano16": "micro8",
             "scale=cpu": "scale=smoke",
-            "my/trace": str(recorded),
             "router_traces": str(dump),
         }
         scale = "scale=cpu" if entry in TRAINING else "trace.scale=cpu"
