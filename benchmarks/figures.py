@@ -35,7 +35,7 @@ from benchmarks.svg import method_colour, ordered_colour
 from benchmarks.walltime_figures import walltime_figures
 
 # what one figure may weigh: more points are not seen, and a page of a dozen figures stays small
-POINTS_PER_FIGURE, FEWEST_POINTS, MOST_POINTS = 7_000, 50, 400
+POINTS_PER_FIGURE, FEWEST_POINTS, MOST_POINTS = 4_800, 50, 400
 MOST_EXPERTS_DRAWN = 32
 LAYER = re.compile(r"layer \d+")
 # drawn by layer on a log axis, in this order

@@ -120,7 +120,7 @@ def test_full_scale_has_three_seeds_and_several_settings() -> None:
     assert len({cell["trace.setting"] for cell in cells}) >= 2
 
 
-@pytest.mark.parametrize(("scale", "limit"), [("smoke", 7), ("cpu", 30), ("full", 420)])
+@pytest.mark.parametrize(("scale", "limit"), [("smoke", 7), ("cpu", 30), ("full", 430)])
 def test_the_suite_stays_within_its_minutes(scale: str, limit: float) -> None:
     declared = {name: load_experiment(name)["minutes"][scale] for name in experiment_names()}
     assert sum(declared.values()) <= limit, declared
