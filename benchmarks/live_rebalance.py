@@ -88,7 +88,7 @@ def make_live(config: DictConfig, trace: LoadTrace) -> Live:
     plain = {name: OmegaConf.to_container(one, resolve=True) for name, one in configs.items()}
     planners = {name: plain[name.split("/")[0]] for name, kind in kinds.items() if kind != STAY}
     told = {key: OmegaConf.to_container(config[key], resolve=True) for key in ("predictor", "policy")}
-    told["policy"]["horizon"] = config.policy.horizon or config.live.blocks * config.live.steps  # type: ignore[index,call-overload]
+    told["policy"]["horizon"] = config.policy.horizon or max(config.live.blocks * config.live.steps, 1)  # type: ignore[index,call-overload]
     past = trace.tokens[-config.live.history :] if config.live.start == PARENT else trace.tokens[:0]
     return Live(kinds, planners, **told, start=config.live.start, history=config.live.history, past=past)  # type: ignore[arg-type]
 
