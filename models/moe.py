@@ -44,6 +44,8 @@ class MoELayer(nn.Module):
             own factor comes first.
         shared: an expert that sees every token, (T, D) -> (T, D) (Dai et al., 2024, arXiv 2401.06066); it computes
             while rows travel.
+        scale: of the routed experts' sum, where their weights sum to one and that is too little: DeepSeek-V3's
+            routed_scaling_factor, LLaMA-MoE's 4.0 for 2 of 8 (Zhu et al., 2024, arXiv 2406.16554).
 
     Raises:
         ValueError: a capacity factor that is not positive.
@@ -56,12 +58,13 @@ class MoELayer(nn.Module):
         dispatcher: Dispatcher,
         capacity_factor: float | None = None,
         shared: nn.Module | None = None,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         if capacity_factor is not None and capacity_factor <= 0:
             raise ValueError(f"capacity factor must be positive, got {capacity_factor}")
         self.router, self.experts, self.dispatcher = router, experts, dispatcher
-        self.capacity_factor, self.shared = capacity_factor, shared
+        self.capacity_factor, self.shared, self.scale = capacity_factor, shared, scale
 
     def forward(
         self, x_TD: Float[Tensor, "T D"], token_ids: Int[Tensor, " T"], num_sequences: int = 1
@@ -76,7 +79,7 @@ class MoELayer(nn.Module):
         shared = self.shared
         meanwhile = nothing if shared is None else lambda: aside_TD.append(shared(x_TD))
         # rows travel as experts compute, a token's outputs are summed in the layer's own precision
-        weighed = routing._replace(expert_weights=routing.expert_weights.to(x_TD.dtype))
+        weighed = routing._replace(expert_weights=(routing.expert_weights * self.scale).to(x_TD.dtype))
         rows, tokens_per_expert, plan = self.dispatcher.dispatch(as_computed(x_TD), self._limited(weighed), meanwhile)
         out_TD = self.dispatcher.combine(self.experts(rows, tokens_per_expert), plan)
         out_TD = sum(aside_TD, start=out_TD)

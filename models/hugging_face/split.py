@@ -62,7 +62,7 @@ def clustered_split(activations: Float[np.ndarray, "T N"], num_experts: int, rng
     """
     profile_NT = activations.T / np.maximum(np.linalg.norm(activations.T, axis=1, keepdims=True), 1e-12)
     width = expert_width(len(profile_NT), num_experts)
-    centres_ET, _ = kmeans2(profile_NT, num_experts, minit="++", seed=rng)
+    centres_ET, _ = kmeans2(profile_NT, num_experts, minit="++", rng=rng)
     distance_NE = ((profile_NT[:, None] - centres_ET[None]) ** 2).sum(-1)
     # equal sizes: each expert is `width` places, and neurons are assigned to places
     _, place_N = linear_sum_assignment(np.repeat(distance_NE, width, axis=1))

@@ -1,8 +1,8 @@
 """A dense model of Llama's family becomes an MoE model: an MLP's neurons are split into experts.
 
 As LLaMA-MoE does (Zhu et al., 2024, arXiv 2406.16554). No weight changes: with all experts active, each of weight 1,
-the model computes what it did. K of E experts whose weights sum to one give smaller outputs than the MLP did; a
-router's `scale` makes up for that (LLaMA-MoE's is 4.0 for 2 of 8).
+the model computes what it did. K of E experts whose weights sum to one give smaller outputs than the MLP did; the
+layer's `scale` makes up for that (LLaMA-MoE's is 4.0 for 2 of 8).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -53,6 +53,7 @@ def upcycle(
     router: RouterFactory,
     experts: ExpertsFactory,
     dispatcher: Dispatcher,
+    scale: float = 1.0,
 ) -> None:
     """Replace the MLPs of some decoder layers, in place.
 
@@ -61,6 +62,7 @@ def upcycle(
         splits: one a layer.
         router: called with (dim, num_experts, MoE layer number).
         experts: must make gated experts.
+        scale: of the routed experts' sum.
 
     Raises:
         ValueError: a layer that there is not, an MLP that cannot be split, experts of another kind.
@@ -75,7 +77,7 @@ def upcycle(
         fill(local, mlp, split)
         shared = SharedMlp(mlp, torch.from_numpy(split.shared)) if len(split.shared) else None
         gate = router(projections(mlp)[0].shape[1], num_experts, number)
-        found[layer].mlp = MoEBlock(MoELayer(gate, local, dispatcher, shared=shared))
+        found[layer].mlp = MoEBlock(MoELayer(gate, local, dispatcher, shared=shared, scale=scale))
 
 
 def fill(local: nn.Module, mlp: nn.Module, split: Split) -> None:

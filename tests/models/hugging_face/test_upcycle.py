@@ -127,3 +127,25 @@ def test_what_cannot_be_upcycled_is_refused():
         split(model, halves)
     with pytest.raises(ValueError, match=r"Linear has no decoder layers in model\.layers"):
         upcycle(torch.nn.Linear(2, 2), [0], halves[:1], router=TopK, experts=GatedExperts, dispatcher=LocalDispatcher())
+
+
+def test_scale_multiplies_the_routed_experts_alone():
+    outputs = {}
+    for scale in (1.0, 4.0):
+        model = tiny_llama()
+        found = importance(model, [2], [tokens(1)])[2].numpy()
+        halves = [shared_split(found, 32, EXPERTS, np.random.default_rng(0))]
+        torch.manual_seed(1)
+        upcycle(
+            model,
+            [2],
+            halves,
+            router=partial(TopK, top_k=2),
+            experts=GatedExperts,
+            dispatcher=LocalDispatcher(),
+            scale=scale,
+        )
+        (block,) = moe_blocks(model)
+        x = torch.randn(1, 5, DIM, generator=torch.Generator().manual_seed(0))
+        outputs[scale] = block(x) - block.layer.shared(x[0])
+    torch.testing.assert_close(outputs[4.0], 4 * outputs[1.0])
