@@ -80,7 +80,8 @@ class Trunk:
             for number, x_SD in zip(missing, self._compute(token_ids[missing], positions[missing], seen), strict=True):
                 self._cache.write(paths[number], x_SD)
                 found[number] = x_SD
-        return torch.stack([one.to(token_ids.device) for one in found if one is not None]).to(dtype)
+        # in the weights' own precision first: autocast does not stack float16
+        return torch.stack([one.to(token_ids.device, dtype) for one in found if one is not None])
 
     @torch.no_grad()
     def _compute(

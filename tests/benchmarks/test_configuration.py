@@ -33,7 +33,26 @@ def build(outputs: Path, *overrides: str) -> tuple[DictConfig, LanguageModel]:
     return config, build_module(config, build_data(config))
 
 
-@pytest.mark.parametrize("setting", names("setting"))
+# their weights are fetched by `make pretrained`; models/hugging_face builds tiny ones
+PRETRAINED = ["smollm2_2of8"]
+
+
+@pytest.mark.parametrize("setting", PRETRAINED)
+def test_pretrained_setting_says_what_it_lacks(setting: str, outputs: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no tokenizer at none/tokenizer"):
+        build(outputs, f"setting={setting}", "data.tokenizer=none/tokenizer.json")
+    _, module = build(
+        outputs,
+        f"setting={setting}",
+        "model.path=none",
+        "data.tokenizer=data/tokenizer/bpe_2k.json",
+        "model.vocab_size=2048",
+    )
+    with pytest.raises(FileNotFoundError, match="run `make pretrained`, or set model.path"):
+        module.configure_model()
+
+
+@pytest.mark.parametrize("setting", [name for name in names("setting") if name not in PRETRAINED])
 def test_setting_builds_its_model(setting: str, outputs: Path) -> None:
     config, module = build(outputs, f"setting={setting}")
     with torch.device("meta"):
