@@ -48,7 +48,7 @@ def test_pretrained_setting_says_what_it_lacks(setting: str, outputs: Path) -> N
         "data.tokenizer=data/tokenizer/bpe_2k.json",
         "model.vocab_size=2048",
     )
-    with pytest.raises(FileNotFoundError, match="run `make pretrained`, or set model.path"):
+    with pytest.raises(FileNotFoundError, match=r"run `make pretrained`, or set model\.path"):
         module.configure_model()
 
 
