@@ -47,6 +47,9 @@ class HuggingFaceDecoder(nn.Module):
         # in a list, it is no module of this one: neither saved with it nor told to gradients
         self._trunk = [Trunk(model.model, frozen, cache)] if frozen else []
         self.model = _without_first(model, frozen)
+        # what is not trained is read from the model's own files each time: checkpoints need not hold it
+        self.register_state_dict_post_hook(_drop_untrained)
+        self.register_load_state_dict_post_hook(_miss_no_untrained)
 
     def forward(self, token_ids: Int[Tensor, "B S"]) -> DecoderOutput:
         """Token ids (B, S), S at most `sequence_length`, to next-token logits and the MoE layers' reports."""
@@ -107,6 +110,22 @@ class HuggingFaceDecoder(nn.Module):
             "expert_dim": moe_blocks(self.model)[0].layer.experts.w2.shape[1],
             "sequence_length": self.sequence_length,
         }
+
+
+def _untrained(module: nn.Module) -> set[str]:
+    named = module.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if not parameter.requires_grad}
+
+
+def _drop_untrained(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    for name in _untrained(module):
+        state.pop(prefix + name, None)
+
+
+def _miss_no_untrained(module: nn.Module, incompatible: Any) -> None:
+    # names in there bear the prefix of whatever this is a part of
+    ends = tuple(_untrained(module))
+    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if not name.endswith(ends)]
 
 
 def _without_first(model: Any, frozen: int) -> Any:

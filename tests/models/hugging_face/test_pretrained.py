@@ -62,6 +62,19 @@ def test_routers_and_experts_alone_are_trained(build):
     assert sorted(trained) == [f"{layer}.mlp.layer.{part}" for layer in (0, 1) for part in parts]
 
 
+def test_a_state_dict_holds_what_is_trained_and_restores_it(build):
+    first, second = torch.nn.Sequential(build()), torch.nn.Sequential(build(split_seed=1))
+    trained = {name for name, parameter in first.named_parameters() if parameter.requires_grad}
+    assert set(first.state_dict()) == trained
+    second.load_state_dict(first.state_dict())
+    # which neurons are shared does not depend on the split's seed
+    torch.testing.assert_close(second(torch.arange(16)[None]).logits, first(torch.arange(16)[None]).logits)
+    with pytest.raises(RuntimeError, match=r"Missing key.*gate\.weight"):
+        second.load_state_dict(
+            {name: one for name, one in first.state_dict().items() if "1.mlp.layer.router" not in name}
+        )
+
+
 @pytest.mark.parametrize("shared", [0, 32])
 def test_neurons_are_shared_or_dealt(build, shared):
     decoder = build(shared_neurons=shared)
